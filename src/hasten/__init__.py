@@ -1,0 +1,1 @@
+"""hasten: the language models you already run, several times faster, the same text."""

@@ -1,0 +1,185 @@
+"""The nouns every layer shares; knows no model, no drafter and no tokenizer.
+
+Glossary (used in names, docs and reports)
+    target            the model whose output is promised
+    draft tree        guesses for the next tokens, fed to the target in one forward pass
+    accepted token    a drafted token that the target would have written itself
+    recovered token   the target's own token where the draft was wrong
+    bonus token       the target's own token after the whole path was right
+    step              one forward pass over a draft tree; gains accepted tokens plus one
+    mean acceptance length   tokens gained per step, the recovered or bonus token included
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence as AbstractSequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from hasten.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+LogitsProcessor = Callable[..., Any]
+"""As in transformers: (input_ids [1, tokens], scores [1, vocab]) -> scores [1, vocab]."""
+
+FinishReason = Literal["stop", "length", "interrupted"]
+Guarantee = Literal["exact", "distribution", "approximate"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingParams:
+    """How a token is drawn from logits and when a sequence ends.
+
+    ``temperature=0`` is greedy. ``seed=None`` draws a fresh seed, which the result reports, so that any
+    text can be written again. ``stop`` strings end the text *before* the string; the token ids keep the
+    token that completed it. ``logits_processors`` are called as transformers calls them, once per token in
+    order, each sequence with its own deep copy, so processors may carry state.
+
+    Raises ConfigError for a value that cannot work.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    n: int = 1
+    stop: str | AbstractSequence[str] = ()
+    stop_token_ids: AbstractSequence[int] = ()
+    ignore_eos: bool = False
+    logits_processors: AbstractSequence[LogitsProcessor] = ()
+
+    def __post_init__(self) -> None:
+        _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
+        _require(self.temperature >= 0, "temperature", self.temperature, "0 (greedy) or more")
+        _require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "at least 1, or None for all")
+        _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+        _require(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1")
+        _require(self.n >= 1, "n", self.n, "at least 1")
+        _require(
+            self.seed is None or 0 <= self.seed < 2**64, "seed", self.seed, "between 0 and 2**64 - 1, or None"
+        )
+        _require("" not in self.stop_strings, "stop", self.stop, "made of strings that are not empty")
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+def _require(condition: bool, name: str, value: object, remedy: str) -> None:
+    if not condition:
+        raise ConfigError(f"{name}={value!r} cannot work; it must be {remedy}")
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """What one step gained for one sequence: ``len(token_ids) == len(path) + 1``.
+
+    ``path`` holds the accepted nodes of the draft tree, root to leaf; ``token_ids`` their tokens and then the
+    recovered or bonus token. Both are already cut at the first stop and at the length limit.
+    """
+
+    path: list[int]
+    token_ids: list[int]
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(slots=True)
+class DecodeStats:
+    """Counters of one request. Times are wall-clock milliseconds of the steps the request took part in."""
+
+    num_steps: int = 0
+    num_tokens: int = 0
+    num_draft_tokens: int = 0
+    acceptance_histogram: Counter[int] = field(default_factory=Counter)
+    """tokens gained in a step (bonus included) -> number of steps"""
+    tokens_per_source: Counter[str] = field(default_factory=Counter)
+    """who proposed each written token; "target" for recovered and bonus tokens"""
+    prefill_ms: float = 0.0
+    draft_ms: float = 0.0
+    forward_ms: float = 0.0
+    verify_ms: float = 0.0
+    other_ms: float = 0.0
+
+    @property
+    def num_accepted_tokens(self) -> int:
+        return self.num_tokens - self.num_steps
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        return self.num_tokens / self.num_steps if self.num_steps else 0.0
+
+    @property
+    def acceptance_rate(self) -> float:
+        return self.num_accepted_tokens / self.num_draft_tokens if self.num_draft_tokens else 0.0
+
+    @property
+    def total_ms(self) -> float:
+        return self.prefill_ms + self.draft_ms + self.forward_ms + self.verify_ms + self.other_ms
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready, derived values included."""
+        counters = {"num_steps", "num_tokens", "num_draft_tokens", "num_accepted_tokens"}
+        times = {"prefill_ms", "draft_ms", "forward_ms", "verify_ms", "other_ms"}
+        return {
+            **{name: getattr(self, name) for name in sorted(counters)},
+            "mean_acceptance_length": round(self.mean_acceptance_length, 4),
+            "acceptance_rate": round(self.acceptance_rate, 4),
+            "acceptance_histogram": {str(k): v for k, v in sorted(self.acceptance_histogram.items())},
+            "tokens_per_source": dict(self.tokens_per_source.most_common()),
+            **{name: round(getattr(self, name), 3) for name in sorted(times)},
+        }
+
+
+class TokenSampler(Protocol):
+    """Draws the token of one position."""
+
+    def draw(self, logits: torch.Tensor, token_ids: list[int]) -> int:
+        """The next token after ``token_ids`` (prompt included), from its logits [vocab]."""
+        ...
+
+
+class StopRule(Protocol):
+    """Sees every written token once, in order, and says when the sequence ends."""
+
+    def after(self, token_id: int) -> FinishReason | None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One text being written. Invariant: every token but the last is in the target's cache."""
+
+    token_ids: list[int]
+    """prompt and committed tokens"""
+    prompt_length: int
+    max_length: int
+    """prompt and new tokens together may not exceed this"""
+    sampler: TokenSampler
+    stop_rule: StopRule
+    stats: DecodeStats = field(default_factory=DecodeStats)
+    finish_reason: FinishReason | None = None
+
+    @property
+    def new_token_ids(self) -> list[int]:
+        return self.token_ids[self.prompt_length :]
+
+    @property
+    def num_remaining(self) -> int:
+        return self.max_length - len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """One published method, as `hasten systems` lists it."""
+
+    name: str
+    title: str
+    arxiv: str
+    kind: str
+    guarantee: Guarantee
+    module: str
+    summary: str

@@ -1,0 +1,173 @@
+"""DraftTree: guesses for the next tokens of one sequence; knows nothing about models or drafters.
+
+``python -m hasten.tree`` draws one and its attention mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten.errors import ConfigError
+
+ROOT = -1
+"""Parent of the nodes at depth 1. The root is the last committed token; it is not a node of the tree."""
+
+
+class DraftTree:
+    """A token tree below the last committed token.
+
+    Invariants: ``parents[i] < i`` (topological order, so every prefix of the node list is ancestor-closed),
+    siblings carry distinct tokens, and scores never rise from parent to child.
+
+    Args:
+        token_ids: int [nodes].
+        parents: int [nodes]; ROOT (-1) below the last committed token.
+        scores: float32 [nodes], the estimated probability that the target accepts the node *and all its
+            ancestors*; 1.0 everywhere if omitted.
+        sources: int [nodes], an index into source_names for the drafter that proposed the node.
+        source_names: the drafters' names.
+    """
+
+    __slots__ = ("_children", "parents", "scores", "source_names", "sources", "token_ids")
+
+    def __init__(
+        self,
+        token_ids: Sequence[int] | NDArray[np.integer] = (),
+        parents: Sequence[int] | NDArray[np.integer] = (),
+        scores: Sequence[float] | NDArray[np.floating] | None = None,
+        sources: Sequence[int] | NDArray[np.integer] | None = None,
+        source_names: tuple[str, ...] = ("draft",),
+    ) -> None:
+        self.token_ids = np.asarray(token_ids, dtype=np.int64)
+        self.parents = np.asarray(parents, dtype=np.int64)
+        count = len(self.token_ids)
+        self.scores = np.ones(count, np.float32) if scores is None else np.asarray(scores, np.float32)
+        self.sources = np.zeros(count, np.int64) if sources is None else np.asarray(sources, np.int64)
+        self.source_names = source_names
+        self._children: dict[tuple[int, int], int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def __repr__(self) -> str:
+        return f"DraftTree(token_ids={self.token_ids.tolist()}, parents={self.parents.tolist()})"
+
+    @classmethod
+    def chain(cls, token_ids: Sequence[int], scores: Sequence[float] | None = None) -> DraftTree:
+        """A tree with one path."""
+        return cls(token_ids, np.arange(-1, len(token_ids) - 1), scores)
+
+    @classmethod
+    def from_paths(cls, paths: Iterable[Sequence[int]]) -> DraftTree:
+        """The prefix union of token paths; nodes in order of first appearance."""
+        token_ids: list[int] = []
+        parents: list[int] = []
+        seen: dict[tuple[int, int], int] = {}
+        for path in paths:
+            parent = ROOT
+            for token in path:
+                node = seen.setdefault((parent, int(token)), len(token_ids))
+                if node == len(token_ids):
+                    token_ids.append(int(token))
+                    parents.append(parent)
+                parent = node
+        return cls(token_ids, parents)
+
+    def child(self, parent: int, token_id: int) -> int | None:
+        """The node below ``parent`` that carries ``token_id``."""
+        if self._children is None:
+            pairs = zip(self.parents.tolist(), self.token_ids.tolist(), strict=True)
+            self._children = {}
+            for node, pair in enumerate(pairs):
+                self._children.setdefault(pair, node)
+        return self._children.get((parent, token_id))
+
+    def depths(self) -> NDArray[np.int64]:
+        """int64 [nodes]; children of the root have depth 1."""
+        depths = np.zeros(len(self), np.int64)
+        ancestors = np.arange(len(self))
+        while (inside := ancestors != ROOT).any():
+            depths += inside
+            ancestors = np.where(inside, self.parents[ancestors], ROOT)
+        return depths
+
+    def attention_mask(self) -> NDArray[np.bool_]:
+        """bool [nodes + 1, nodes + 1]: row i may see column j. Row and column 0 are the root."""
+        size = len(self) + 1
+        mask = np.zeros((size, size), np.bool_)
+        mask[0, 0] = True
+        for node, parent in enumerate(self.parents.tolist(), start=1):
+            mask[node] = mask[parent + 1]
+            mask[node, node] = True
+        return mask
+
+    def path_to(self, node: int) -> list[int]:
+        """The nodes from depth 1 to ``node``."""
+        path: list[int] = []
+        while node != ROOT:
+            path.append(node)
+            node = int(self.parents[node])
+        return path[::-1]
+
+    def head(self, count: int) -> DraftTree:
+        """The first ``count`` nodes: ancestor-closed, because parents come first."""
+        if count >= len(self):
+            return self
+        return DraftTree(
+            self.token_ids[:count],
+            self.parents[:count],
+            self.scores[:count],
+            self.sources[:count],
+            self.source_names,
+        )
+
+    def sanitised(self, vocab_size: int, max_depth: int) -> DraftTree:
+        """The part that can be verified: known tokens, no duplicate siblings, no deeper than max_depth.
+
+        Drafters may be wrong or hostile; a node that cannot be verified goes, and all its descendants too.
+        Returns self when there is nothing to remove.
+
+        Raises ConfigError if a parent does not come before its child.
+        """
+        count = len(self)
+        positions = np.arange(count)
+        if len(self.parents) != count or not ((self.parents >= ROOT) & (self.parents < positions)).all():
+            raise ConfigError(f"not a tree: parents {self.parents.tolist()} must come before their children")
+        depths = self.depths()
+        known = (self.token_ids >= 0) & (self.token_ids < vocab_size) & (depths <= max_depth)
+        edges = (self.parents + 1) * vocab_size + self.token_ids
+        if known.all() and len(np.unique(edges)) == count:
+            return self
+        new_index = {ROOT: ROOT}
+        seen: set[int] = set()
+        kept: list[int] = []
+        for node, (edge, parent) in enumerate(zip(edges.tolist(), self.parents.tolist(), strict=True)):
+            if known[node] and edge not in seen and parent in new_index:
+                seen.add(edge)
+                new_index[node] = len(kept)
+                kept.append(node)
+        parents = [new_index[parent] for parent in self.parents[kept].tolist()]
+        return DraftTree(
+            self.token_ids[kept], parents, self.scores[kept], self.sources[kept], self.source_names
+        )
+
+    def draw(self) -> str:
+        """The tree as text, one node a line."""
+        lines = ["(root)"]
+        stack = [(node, 1) for node in reversed(np.flatnonzero(self.parents == ROOT).tolist())]
+        while stack:
+            node, depth = stack.pop()
+            source = self.source_names[int(self.sources[node])]
+            lines.append(f"{'   ' * depth}{self.token_ids[node]}  p={self.scores[node]:.2f}  {source}")
+            children = np.flatnonzero(self.parents == node).tolist()
+            stack.extend((child, depth + 1) for child in reversed(children))
+        return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    tree = DraftTree.from_paths([[11, 12, 13], [11, 14], [15]])
+    print(tree.draw())
+    print(tree.attention_mask().astype(int))
