@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from hasten.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
 LogitsProcessor = Callable[..., Any]
 """As in transformers: (input_ids [1, tokens], scores [1, vocab]) -> scores [1, vocab]."""
@@ -73,6 +75,16 @@ class SamplingParams:
 def _require(condition: bool, name: str, value: object, remedy: str) -> None:
     if not condition:
         raise ConfigError(f"{name}={value!r} cannot work; it must be {remedy}")
+
+
+@dataclass(frozen=True, slots=True)
+class TopCandidates:
+    """The target's best next tokens after each of several positions."""
+
+    token_ids: NDArray[np.int64]
+    """int64 [positions, k], best first"""
+    probs: NDArray[np.float32]
+    """float32 [positions, k], softmax of the raw logits (temperature 1, no processors)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +148,14 @@ class DecodeStats:
 
 
 class TokenSampler(Protocol):
-    """Draws the token of one position."""
+    """Turns logits into tokens for one sequence."""
 
-    def draw(self, logits: torch.Tensor, token_ids: list[int]) -> int:
-        """The next token after ``token_ids`` (prompt included), from its logits [vocab]."""
+    def draws(self, logits: torch.Tensor) -> Callable[[int, list[int]], int]:
+        """A function (row, token_ids) -> the token written after ``token_ids``, prompt included.
+
+        logits: [rows, vocab], the rows of one draft tree, root first. Rows are drawn lazily and in the order
+        of the written text: each written token calls the function exactly once.
+        """
         ...
 
 

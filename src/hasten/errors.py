@@ -7,7 +7,14 @@ HastenError
 ├── IncompatibleModels   two models or a store and a model do not share a vocabulary
 ├── StoreError           a drafter store cannot be read or written
 └── MissingExtra         an optional dependency is not installed
+
+GenerationInterrupted    Ctrl-C while writing (a KeyboardInterrupt); carries what was written so far
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 
 class HastenError(Exception):
@@ -36,3 +43,11 @@ class StoreError(HastenError):
 
 class MissingExtra(HastenError, ImportError):
     """An optional dependency is missing; the message is the pip line that installs it."""
+
+
+class GenerationInterrupted(KeyboardInterrupt):
+    """Ctrl-C during ``generate``. ``outputs`` holds every text as far as it was written."""
+
+    def __init__(self, outputs: Sequence[Any]) -> None:
+        super().__init__("generation was interrupted")
+        self.outputs = list(outputs)

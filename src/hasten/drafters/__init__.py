@@ -1,0 +1,51 @@
+"""Drafters by name: one published system a file, and their union."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hasten.core import System
+from hasten.drafters.base import Drafter, Observation
+from hasten.drafters.combined import CombinedDrafter
+from hasten.drafters.plain import NoDrafter
+from hasten.errors import ConfigError
+
+DRAFTERS: dict[str, Callable[[int], Drafter]] = {
+    "token-recycling": lambda vocab_size: token_recycling.TokenRecycling(vocab_size),
+    "token-recycling-template": lambda vocab_size: token_recycling.TokenRecycling(vocab_size, template=True),
+    "aded": lambda vocab_size: aded.Aded(),
+    "suffix": lambda vocab_size: suffix.SuffixDrafter(),
+    "prompt-lookup": lambda vocab_size: copying.PromptLookup(),
+    "copyspec": lambda vocab_size: copying.CopySpec(),
+}
+"""name -> constructor, given the size of the vocabulary"""
+
+AUTO = ("token-recycling", "aded", "suffix")
+"""What "auto" combines."""
+
+def make_drafter(name: str, vocab_size: int) -> Drafter:
+    """A drafter by name: one of DRAFTERS, several joined by "+", "auto", or "off".
+
+    Raises ConfigError for an unknown name.
+    """
+    if name == "off":
+        return NoDrafter()
+    parts = AUTO if name == "auto" else tuple(name.split("+"))
+    unknown = sorted(set(parts) - set(DRAFTERS))
+    if unknown or len(set(parts)) < len(parts):
+        raise ConfigError(
+            f"drafter={name!r} is unknown; choose auto, off, {', '.join(sorted(DRAFTERS))}, or several with +"
+        )
+    return CombinedDrafter([DRAFTERS[part](vocab_size) for part in parts], name)
+
+
+__all__ = [
+    "AUTO",
+    "DRAFTERS",
+    
+    "CombinedDrafter",
+    "Drafter",
+    "NoDrafter",
+    "Observation",
+    "make_drafter",
+]

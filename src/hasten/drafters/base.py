@@ -8,18 +8,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.core import Acceptance, Sequence
+from hasten.core import Acceptance, Sequence, TopCandidates
 from hasten.tree import DraftTree
 
-
-@dataclass(frozen=True, slots=True)
-class TopCandidates:
-    """The target's best next tokens after each of several positions."""
-
-    token_ids: NDArray[np.int64]
-    """int64 [positions, k], best first"""
-    probs: NDArray[np.float32]
-    """float32 [positions, k], softmax of the raw logits (temperature 1, no processors)"""
+__all__ = ["Drafter", "Observation", "TopCandidates"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,163 @@
+"""The autoregressive loop: propose, forward, verify, keep, observe; for a batch of one or many."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+
+import torch
+
+from hasten.core import Acceptance, Sequence
+from hasten.drafters.base import Drafter, Observation
+from hasten.models.causal_lm import CausalLM
+from hasten.policies import DraftPolicy
+from hasten.sampling import top_candidates
+from hasten.tree import DraftTree
+from hasten.verify import follow
+
+Verify = Callable[[DraftTree, torch.Tensor, Sequence], Acceptance]
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Splits the time of a step among its phases, in milliseconds."""
+
+    started: float = field(default_factory=time.perf_counter)
+    spent: dict[str, float] = field(default_factory=dict)
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.spent[phase] = self.spent.get(phase, 0.0) + 1000 * (now - self.started)
+        self.started = now
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """What one step gained for one sequence."""
+
+    sequence: Sequence
+    tree: DraftTree
+    acceptance: Acceptance
+
+    def sources(self) -> list[str]:
+        """Who proposed each written token."""
+        names = [self.tree.source_names[int(self.tree.sources[node])] for node in self.acceptance.path]
+        return [*names, "target"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One forward pass: the gain of every sequence that took part, and where the milliseconds went."""
+
+    gains: list[Gain]
+    milliseconds: dict[str, float]
+
+
+def decode(
+    model: CausalLM,
+    drafter: Drafter,
+    policy: DraftPolicy,
+    sequences: list[Sequence],
+    verify: Verify = follow,
+) -> Generator[Step, None, None]:
+    """Write all sequences to their end, a step at a time.
+
+    Invariant between steps: every committed token but the last is in the target's cache; the last one is the
+    root of the next tree. Each sequence's ``token_ids``, ``stats`` and ``finish_reason`` are up to date
+    whenever a step is yielded, so the generator may be closed at any time.
+    """
+    active = list(sequences)
+    session = model.open()
+    begun: list[Sequence] = []
+    try:
+        clock = _Clock()
+        prompts = session.prefill([sequence.token_ids for sequence in active], drafter.top_k)
+        model.synchronize()
+        clock.lap("prefill")
+        for sequence, candidates in zip(active, prompts, strict=True):
+            begun.append(sequence)
+            drafter.begin(sequence, candidates)
+            sequence.stats.prefill_ms = clock.spent["prefill"]
+        clock.lap("draft")
+        while active:
+            trees = _propose(drafter, policy, active, model.vocab_size)
+            trees = [session.fit(tree) for tree in trees]
+            clock.lap("draft")
+            logits = session.forward(trees)
+            model.synchronize()
+            clock.lap("forward")
+            acceptances = [verify(*row) for row in zip(trees, logits, active, strict=True)]
+            clock.lap("verify")
+            session.keep(acceptances)
+            clock.lap("other")
+            gains = [Gain(*row) for row in zip(active, trees, acceptances, strict=True)]
+            for gain, rows in zip(gains, logits, strict=True):
+                _commit(gain)
+                drafter.observe(gain.sequence, _observation(gain, rows, drafter.top_k))
+            clock.lap("draft")
+            widest = max(map(len, trees)) + 1
+            spent, clock.spent = clock.spent, {}
+            policy.observe(len(active) * widest, spent["forward"], sum(spent.values()) - spent["forward"])
+            finished = [row for row, gain in enumerate(gains) if gain.sequence.finish_reason]
+            if finished:
+                active = _retire(finished, active, drafter, begun)
+                if active:
+                    session.retain([row for row in range(len(gains)) if row not in finished])
+            clock.lap("other")
+            spent["other"] += clock.spent.pop("other")
+            _account(gains, spent)
+            yield Step(gains, spent)
+            clock.started = time.perf_counter()
+    finally:
+        for sequence in begun:
+            drafter.end(sequence)
+
+
+def _propose(
+    drafter: Drafter, policy: DraftPolicy, active: list[Sequence], vocab_size: int
+) -> list[DraftTree]:
+    """Trees no deeper than a sequence may still grow: its last token is the target's own."""
+    budget = policy.budget()
+    if not budget:
+        return policy.choose([DraftTree() for _ in active])
+    trees = [
+        drafter.propose(sequence, budget).sanitised(vocab_size, sequence.num_remaining - 1)
+        for sequence in active
+    ]
+    return policy.choose(trees)
+
+
+def _commit(gain: Gain) -> None:
+    sequence, acceptance = gain.sequence, gain.acceptance
+    sequence.token_ids += acceptance.token_ids
+    sequence.finish_reason = acceptance.finish_reason
+
+
+def _observation(gain: Gain, logits: torch.Tensor, top_k: int) -> Observation:
+    candidates = top_candidates(logits, top_k) if top_k else None
+    return Observation(gain.tree, gain.acceptance, candidates)
+
+
+def _retire(
+    finished: list[int], active: list[Sequence], drafter: Drafter, begun: list[Sequence]
+) -> list[Sequence]:
+    """End the finished sequences; returns the others."""
+    for row in finished:
+        begun.remove(active[row])
+        drafter.end(active[row])
+    return [sequence for row, sequence in enumerate(active) if row not in finished]
+
+
+def _account(gains: list[Gain], spent: dict[str, float]) -> None:
+    for gain in gains:
+        stats = gain.sequence.stats
+        stats.num_steps += 1
+        stats.num_tokens += len(gain.acceptance.token_ids)
+        stats.num_draft_tokens += len(gain.tree)
+        stats.acceptance_histogram[len(gain.acceptance.token_ids)] += 1
+        stats.tokens_per_source.update(gain.sources())
+        for phase, milliseconds in spent.items():
+            name = f"{phase}_ms"
+            if phase != "prefill":
+                setattr(stats, name, getattr(stats, name) + milliseconds)

@@ -1,0 +1,79 @@
+"""Which attention mask a transformers model wants, and its values for a draft step.
+
+transformers hands a 4-D mask through unchanged (no check), so it must be additive, of the model's dtype, and
+as wide as the keys the cache returns. Models that mix full and sliding layers take a dictionary of masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Visible = NDArray[np.bool_]
+Positions = NDArray[np.int64]
+
+_WINDOWS: dict[str, str | None] = {
+    "full_attention": None,
+    "sliding_attention": "sliding_window",
+    "chunked_attention": "attention_chunk_size",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionKinds:
+    """The layer kinds of one model: kind -> size of its window or chunk, None for full attention."""
+
+    sizes: dict[str, int | None]
+
+    @classmethod
+    def of(cls, config: Any) -> AttentionKinds:
+        """Read them off a config. Raises KeyError for a kind that no mask can express."""
+        kinds = sorted(set(getattr(config, "layer_types", None) or ()))
+        if not kinds:
+            window = getattr(config, "sliding_window", None)
+            kinds = ["sliding_attention" if window else "full_attention"]
+        sizes: dict[str, int | None] = {}
+        for kind in kinds:
+            attribute = _WINDOWS[kind]
+            sizes[kind] = getattr(config, attribute) if attribute else None
+        return cls(sizes)
+
+    def masks(
+        self,
+        visible: Visible,
+        query_positions: Positions,
+        key_positions: Positions,
+        to_tensor: Callable[[Visible], torch.Tensor],
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        """The mask argument of a forward pass.
+
+        Args:
+            visible: bool [batch, query, key], what the tree and the holes allow.
+            query_positions: int [batch, query]; key_positions: int [batch, key].
+            to_tensor: turns bool [batch, query, key] into the model's additive [batch, 1, query, key].
+        """
+        tensors = {}
+        for kind, size in self.sizes.items():
+            allowed = visible
+            if size is not None and kind == "sliding_attention":
+                distance = query_positions[:, :, None] - key_positions[:, None, :]
+                allowed = visible & (distance < size)
+            elif size is not None:
+                allowed = visible & (query_positions[:, :, None] // size == key_positions[:, None, :] // size)
+            tensors[kind] = to_tensor(allowed)
+        return next(iter(tensors.values())) if len(tensors) == 1 else tensors
+
+
+def additive_mask(allowed: Visible, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """[batch, query, key] bool -> [batch, 1, query, key]: 0 where allowed, else the dtype's minimum.
+
+    Not -inf: a row that may see nothing would become NaN. Not bool: eager attention would add it as 0 and 1.
+    """
+    mask = torch.zeros(allowed.shape, dtype=dtype)
+    mask.masked_fill_(torch.from_numpy(~allowed), torch.finfo(dtype).min)
+    return mask.unsqueeze(1).to(device)

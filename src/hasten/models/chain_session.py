@@ -1,0 +1,134 @@
+"""One chain a row, each row with its own cache: for models that cannot take a tree mask.
+
+Three ways to forget rejected tokens, from fast to slow:
+    crop        attention layers drop their last keys (ALiBi models, models with a window by slot index)
+    snapshot    recurrent layers cannot be cropped: their state is copied before a chain, and put back and
+                replayed over the accepted tokens when part of the chain was wrong
+    recompute   no usable cache: every pass reads the whole text
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from hasten.core import Acceptance, TopCandidates
+from hasten.models.forward import PREFILL_CHUNK, Forward, join_candidates
+from hasten.sampling import top_candidates
+from hasten.tree import ROOT, DraftTree
+
+Rollback = Literal["crop", "snapshot", "recompute"]
+
+
+class ChainSession:
+    """See Session.
+
+    Args:
+        drafts: whether chains are verified at all; False is plain decoding.
+    """
+
+    def __init__(self, forward: Forward, rollback: Rollback, *, drafts: bool = True) -> None:
+        self._forward = forward
+        self._rollback = rollback
+        self._drafts = drafts
+        self._rows: list[_Row] = []
+
+    def prefill(self, prompts: list[list[int]], top_k: int = 0) -> list[TopCandidates | None]:
+        self._rows = [_Row(self._forward, self._rollback, prompt) for prompt in prompts]
+        return [row.prefill(top_k) for row in self._rows]
+
+    def fit(self, tree: DraftTree) -> DraftTree:
+        return best_chain(tree) if self._drafts else DraftTree()
+
+    def forward(self, trees: list[DraftTree]) -> list[torch.Tensor]:
+        return [row.forward(tree.token_ids.tolist()) for row, tree in zip(self._rows, trees, strict=True)]
+
+    def keep(self, acceptances: list[Acceptance]) -> None:
+        for row, acceptance in zip(self._rows, acceptances, strict=True):
+            row.keep(acceptance)
+
+    def retain(self, rows: list[int]) -> None:
+        self._rows = [self._rows[row] for row in rows]
+
+
+def best_chain(tree: DraftTree) -> DraftTree:
+    """The path from the root that follows the best-scored child, the earliest among equals."""
+    best: dict[int, int] = {}
+    for node, parent in enumerate(tree.parents.tolist()):
+        if parent not in best or tree.scores[node] > tree.scores[best[parent]]:
+            best[parent] = node
+    path: list[int] = []
+    node = ROOT
+    while node in best:
+        node = best[node]
+        path.append(node)
+    return DraftTree(
+        tree.token_ids[path],
+        np.arange(-1, len(path) - 1),
+        tree.scores[path],
+        tree.sources[path],
+        tree.source_names,
+    )
+
+
+class _Row:
+    """Invariant between calls: ``text`` without its last token is cached."""
+
+    def __init__(self, forward: Forward, rollback: Rollback, prompt: list[int]) -> None:
+        self._forward = forward
+        self._rollback = rollback
+        self._text = list(prompt)
+        self._num_drafted = 0
+        self._snapshot: list[Any] | None = None
+        self._cache: Any = None
+        if rollback != "recompute":
+            # Recurrent layers need the config to be built; attention layers are better off without it,
+            # because then they keep every key and can be cropped.
+            recurrent = rollback == "snapshot"
+            self._cache = DynamicCache(config=forward.text_config) if recurrent else DynamicCache()
+
+    def prefill(self, top_k: int) -> TopCandidates | None:
+        pieces = []
+        # Several tokens on top of a state are what some recurrent layers get wrong: give them one piece.
+        size = PREFILL_CHUNK if self._rollback == "crop" else len(self._text)
+        for start in range(0, len(self._text) - 1, size):
+            chunk = self._text[:-1][start : start + size]
+            if self._cache is None and not top_k:
+                break
+            logits = self._run(chunk, start, logits_to_keep=0 if top_k else 1)
+            if top_k:
+                pieces.append(top_candidates(logits, top_k))
+        return join_candidates(pieces)
+
+    def forward(self, chain: list[int]) -> torch.Tensor:
+        self._num_drafted = len(chain)
+        if self._cache is None:
+            return self._run([*self._text, *chain], 0)[-1 - len(chain) :]
+        if self._rollback == "snapshot" and chain:
+            self._snapshot = [_save(layer) for layer in self._cache.layers]
+        return self._run([self._text[-1], *chain], len(self._text) - 1)
+
+    def keep(self, acceptance: Acceptance) -> None:
+        num_rejected = self._num_drafted - len(acceptance.path)
+        if num_rejected and self._rollback == "crop":
+            self._cache.crop(-num_rejected)
+        elif num_rejected and self._snapshot is not None:
+            self._cache.layers = self._snapshot
+            replayed = [self._text[-1], *acceptance.token_ids[:-1]]
+            self._run(replayed, len(self._text) - 1, logits_to_keep=1)
+        self._snapshot = None
+        self._text += acceptance.token_ids
+
+    def _run(self, token_ids: list[int], start: int, logits_to_keep: int = 0) -> torch.Tensor:
+        positions = np.arange(start, start + len(token_ids))[None]
+        return self._forward(np.asarray([token_ids]), positions, None, self._cache, logits_to_keep)[0]
+
+
+def _save(layer: Any) -> Any:
+    """Attention layers never change a key they have, so the tensors themselves are the snapshot."""
+    return copy.copy(layer) if type(layer) is DynamicLayer else copy.deepcopy(layer)

@@ -1,0 +1,83 @@
+"""From a name to a transformers model and its tokenizer, with errors that say what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hasten.errors import ConfigError, ModelError
+from hasten.models.bundled_models import BUNDLED, bundled_path
+
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def load_pretrained(
+    name: str, dtype: str, device: str | None, *, trust_remote_code: bool = False
+) -> tuple[Any, Any]:
+    """(model, tokenizer) of a bundled name, a local folder or a hub id.
+
+    Raises:
+        ConfigError: unknown dtype, a dtype the device cannot use, or a device that is not there.
+        ModelError: no such folder or hub id, or files that cannot be read.
+    """
+    target_device = resolve_device(device)
+    torch_dtype = resolve_dtype(dtype, target_device)
+    source = _resolve_source(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch_dtype, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as problem:
+        raise ModelError(f"cannot load {name!r}: {problem}") from problem
+    return model.to(device=target_device).eval(), tokenizer
+
+
+def _resolve_source(name: str) -> str:
+    if name in BUNDLED:
+        return str(bundled_path(name))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(
+                f"{name!r} is a folder without config.json; give a folder made by save_pretrained"
+            )
+        return str(path)
+    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") != 1
+    if path.exists() or looks_like_path:
+        raise ModelError(
+            f"no model at {name!r}: give an existing folder, a hub id such as 'owner/name', "
+            f"or one of the bundled models: {', '.join(BUNDLED)}"
+        )
+    return name
+
+
+def resolve_device(device: str | None) -> torch.device:
+    """The device asked for, or the GPU where there is one, or the CPU."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError) as problem:
+        raise ConfigError(f"device={device!r} cannot be used here ({problem}); try device='cpu'") from problem
+    return resolved
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
+    """The torch dtype, or "auto" for that of the checkpoint."""
+    if dtype == "auto":
+        return "auto"
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype={dtype!r} is unknown; choose auto, {', '.join(DTYPES)}")
+    if dtype == "float16" and device.type == "cpu":
+        raise ConfigError("dtype='float16' is for GPUs; on the CPU choose 'bfloat16' or 'float32'")
+    return DTYPES[dtype]

@@ -1,0 +1,41 @@
+"""What the decoding loop needs of a model with caches, whatever its layers can do."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from hasten.core import Acceptance, TopCandidates
+from hasten.tree import DraftTree
+
+
+class Session(Protocol):
+    """The caches of a batch of sequences.
+
+    Invariant between calls: every committed token but the last is cached; that last one is the root of the
+    next tree. Rows are in the order of ``prefill`` less those that ``retain`` dropped.
+    """
+
+    def prefill(self, prompts: list[list[int]], top_k: int = 0) -> list[TopCandidates | None]:
+        """Cache all but the last token of each prompt.
+
+        Returns, where top_k asks for it, the candidates of each prompt's positions 0 .. len - 2.
+        """
+        ...
+
+    def fit(self, tree: DraftTree) -> DraftTree:
+        """The part of a tree this model can verify in one pass: the tree, its best path, or nothing."""
+        ...
+
+    def forward(self, trees: list[DraftTree]) -> list[torch.Tensor]:
+        """Logits [nodes + 1, vocab] of every row's tree, root first."""
+        ...
+
+    def keep(self, acceptances: list[Acceptance]) -> None:
+        """Commit what the last ``forward`` gained; everything else it cached disappears."""
+        ...
+
+    def retain(self, rows: list[int]) -> None:
+        """Go on with these rows only."""
+        ...

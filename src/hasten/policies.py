@@ -1,0 +1,148 @@
+"""How much to draft: as much as pays on this machine, measured while decoding.
+
+A tree of n nodes costs t(rows) and is expected to gain 1 + the sum of its nodes' acceptance probabilities.
+Both sides of that bargain are learnt online; where nothing pays, the policy drafts nothing and, after a
+while, stops asking the drafter at all.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten.errors import ConfigError
+from hasten.tree import DraftTree
+
+MAX_DRAFT_TOKENS = 64
+
+
+class DraftPolicy(Protocol):
+    """Decides the size of every tree."""
+
+    def budget(self) -> int:
+        """How many nodes a sequence's drafter should propose now; 0: do not ask it."""
+        ...
+
+    def choose(self, trees: list[DraftTree]) -> list[DraftTree]:
+        """The part of each tree that is worth its rows. Nodes come best first."""
+        ...
+
+    def observe(self, num_rows: int, forward_ms: float, overhead_ms: float) -> None:
+        """What the step cost; ``num_rows`` counts padded rows of the whole batch."""
+        ...
+
+
+class FixedPolicy:
+    """Always the same number of draft tokens; 0 is plain decoding."""
+
+    def __init__(self, num_draft_tokens: int) -> None:
+        if not 0 <= num_draft_tokens <= 4096:
+            raise ConfigError(f"num_draft_tokens={num_draft_tokens} cannot work; choose 0 to 4096")
+        self._num_draft_tokens = num_draft_tokens
+
+    def budget(self) -> int:
+        return self._num_draft_tokens
+
+    def choose(self, trees: list[DraftTree]) -> list[DraftTree]:
+        return [tree.head(self._num_draft_tokens) for tree in trees]
+
+    def observe(self, num_rows: int, forward_ms: float, overhead_ms: float) -> None:
+        """A fixed size learns nothing."""
+
+
+class ForwardCost:
+    """t(rows): milliseconds of a pass, interpolated between the medians of the row counts that were run."""
+
+    _ROW_SHARE = 0.02  # what one more row is believed to add to a pass of one row until it was measured
+    _MEMORY = 9
+
+    def __init__(self) -> None:
+        self._samples: dict[int, deque[tuple[int, float]]] = {}
+
+    def observe(self, num_rows: int, milliseconds: float) -> None:
+        knot = round(4 * np.log2(num_rows))
+        self._samples.setdefault(knot, deque(maxlen=self._MEMORY)).append((num_rows, milliseconds))
+
+    def __call__(self, num_rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """float64, one a row count; never falls as rows are added."""
+        if not self._samples:
+            return self._prior(num_rows)
+        knots = [self._samples[knot] for knot in sorted(self._samples)]
+        rows = np.array([statistics.fmean(row for row, _ in knot) for knot in knots])
+        times = np.array([statistics.median(ms for _, ms in knot) for knot in knots])
+        times = np.minimum.accumulate(times[::-1])[::-1]  # more rows were faster: the slow sample was noise
+        inside = np.interp(num_rows, rows, times)
+        below = times[0] * self._prior(num_rows) / self._prior(rows[0])
+        above = times[-1] * self._prior(num_rows) / self._prior(rows[-1])
+        return np.where(num_rows < rows[0], below, np.where(num_rows > rows[-1], above, inside))
+
+    def _prior(self, num_rows: NDArray[np.generic]) -> NDArray[np.float64]:
+        return np.add(1, self._ROW_SHARE * np.asarray(num_rows, np.float64), dtype=np.float64)
+
+
+class CostPolicy:
+    """Maximises expected tokens per second, step by step.
+
+    All sequences of a batch get trees of at most the same size, because a pass is as wide as its widest row.
+    When drafting has not paid for a while it sleeps, for longer and longer, and wakes up to look again.
+    """
+
+    _AWAKE_STEPS = 12
+    _MAX_NAP = 96
+
+    def __init__(self, cost: ForwardCost | None = None, max_draft_tokens: int = MAX_DRAFT_TOKENS) -> None:
+        self.cost = cost or ForwardCost()
+        self._max_draft_tokens = max_draft_tokens
+        self._overhead_ms = 0.0  # moving average of a drafting step's time outside the forward pass
+        self._plain_overhead_ms = 0.0
+        self._usual_size = float(max_draft_tokens)
+        self._gain = 1.5  # moving average of tokens per second over that of plain decoding
+        self._num_awake = 0
+        self._num_asleep = 0
+        self._nap = 0
+
+    def budget(self) -> int:
+        if self._num_asleep:
+            return 0
+        return int(min(self._max_draft_tokens, 8 + 2 * self._usual_size))
+
+    def choose(self, trees: list[DraftTree]) -> list[DraftTree]:
+        if self._num_asleep:
+            self._num_asleep -= 1
+            return trees
+        size, gain = self._best_size(trees)
+        self._usual_size += 0.1 * (size - self._usual_size)
+        self._gain += 0.15 * (gain - self._gain)
+        self._num_awake += 1
+        if self._gain >= 1:
+            self._nap = 0
+        elif self._num_awake >= self._AWAKE_STEPS:
+            self._nap = min(self._MAX_NAP, max(8, 2 * self._nap))
+            self._num_asleep, self._num_awake, self._gain = self._nap, 0, 1.0
+        return [tree.head(size) for tree in trees]
+
+    def observe(self, num_rows: int, forward_ms: float, overhead_ms: float) -> None:
+        self.cost.observe(num_rows, forward_ms)
+        if self._num_asleep:
+            self._plain_overhead_ms += 0.1 * (overhead_ms - self._plain_overhead_ms)
+        else:
+            self._overhead_ms += 0.1 * (overhead_ms - self._overhead_ms)
+
+    def _best_size(self, trees: Sequence[DraftTree]) -> tuple[int, float]:
+        """(nodes a tree, expected speed over plain decoding)."""
+        largest = max(map(len, trees))
+        sizes = np.arange(largest + 1)
+        tokens = np.zeros(largest + 1)
+        for tree in trees:
+            gained = 1 + np.concatenate(([0.0], np.cumsum(tree.scores, dtype=np.float64)))
+            tokens += np.pad(gained, (0, largest + 1 - len(gained)), mode="edge")
+        passes = self.cost(len(trees) * (sizes + 1))
+        speeds = tokens / (passes + self._overhead_ms)
+        size = int(np.argmax(speeds))
+        plain = len(trees) / (passes[0] + min(self._plain_overhead_ms, self._overhead_ms))
+        return size, float(speeds[size] / plain)

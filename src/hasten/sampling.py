@@ -1,0 +1,119 @@
+"""Logits to tokens: keyed noise, processors and warpers for one position at a time.
+
+The token of a position is the arg-max of its warped log-probabilities plus Gumbel noise, and the noise is a
+function of (seed, sample, position) alone. Whoever draws a position, in whatever order, with whatever drafts
+around it, draws the same token: lossless sampling becomes an equality. Greedy is sampling without noise.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hasten.core import LogitsProcessor, SamplingParams, TopCandidates
+from hasten.errors import ModelError
+
+
+def gumbel_noise(seed: int, sample: int, position: int, vocab_size: int) -> NDArray[np.float32]:
+    """float32 [vocab]: standard Gumbel noise of one position, from the counter-based generator Philox.
+
+    The pair (seed, sample) is the key and the position the high half of the counter, so that no two
+    positions ever share a stream.
+    """
+    bits = np.random.Philox(key=seed | sample << 64, counter=position << 128)
+    exponential = np.random.Generator(bits).standard_exponential(vocab_size, dtype=np.float32)
+    return cast(NDArray[np.float32], -np.log(np.maximum(exponential, np.float32(1e-30))))
+
+
+def warp(scores: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+    """Temperature, top-k, top-p, min-p in transformers' order; [vocab] -> [vocab], excluded tokens -inf.
+
+    Ties at the edge of a cut are kept, whatever their order.
+    """
+    scores = scores / params.temperature
+    if params.top_k is not None and params.top_k < scores.numel():
+        floor = torch.topk(scores, params.top_k).values[-1]
+        scores = scores.masked_fill(scores < floor, -torch.inf)
+    if params.top_p < 1:
+        probs = torch.softmax(scores, -1)
+        scores = scores.masked_fill(probs < _nucleus_floor(probs, params.top_p), -torch.inf)
+    if params.min_p > 0:
+        probs = torch.softmax(scores, -1)
+        scores = scores.masked_fill(probs < params.min_p * probs.max(), -torch.inf)
+    return scores
+
+
+def _nucleus_floor(probs: torch.Tensor, top_p: float) -> torch.Tensor:
+    """The smallest probability inside the nucleus. A nucleus is mostly small: look at few before all."""
+    size = min(64, probs.numel())
+    while True:
+        best = torch.topk(probs, size).values
+        mass = best.cumsum(0)
+        if mass[-1] >= top_p or size == probs.numel():
+            return best[(mass < top_p).sum().clamp(max=size - 1)]
+        size = min(size * 16, probs.numel())
+
+
+def top_candidates(logits: torch.Tensor, k: int) -> TopCandidates:
+    """The k best tokens and their probabilities for every row of logits [rows, vocab]."""
+    k = min(k, logits.shape[-1])
+    values, token_ids = torch.topk(logits.float(), k, dim=-1)
+    probs = torch.exp(values - torch.logsumexp(logits.float(), -1, keepdim=True))
+    return TopCandidates(token_ids.cpu().numpy(), probs.cpu().numpy())
+
+
+class Sampler:
+    """Draws one sequence's tokens.
+
+    Args:
+        params: how to draw.
+        seed: key of the noise; not used when greedy.
+        sample: which of the ``n`` samples of one prompt this is; the other half of the key.
+    """
+
+    def __init__(self, params: SamplingParams, seed: int = 0, sample: int = 0) -> None:
+        self.params = params
+        self.seed = seed
+        self.sample = sample
+        self.processors: list[LogitsProcessor] = copy.deepcopy(list(params.logits_processors))
+
+    def draws(self, logits: torch.Tensor) -> Callable[[int, list[int]], int]:
+        """See TokenSampler. Raises ModelError at the first row that holds NaN."""
+        if self.params.temperature == 0 and not self.processors:
+            best = logits.max(-1)  # a NaN anywhere in the row is its maximum
+            values, tokens = best.values.tolist(), best.indices.tolist()
+            return lambda row, token_ids: _checked(tokens[row], values[row], len(token_ids))
+        return lambda row, token_ids: self._draw(logits[row], token_ids)
+
+    def _draw(self, logits: torch.Tensor, token_ids: list[int]) -> int:
+        scores = self.scores(logits, token_ids)
+        best = scores.max(-1)
+        return _checked(int(best.indices), float(best.values), len(token_ids))
+
+    def scores(self, logits: torch.Tensor, token_ids: list[int]) -> torch.Tensor:
+        """float32 [vocab], whose arg-max is the token written after ``token_ids``."""
+        scores = logits.float()
+        if self.processors:
+            input_ids = torch.tensor([token_ids], device=logits.device)
+            scores = scores.clone()[None]
+            for process in self.processors:
+                scores = process(input_ids, scores)
+            scores = scores[0]
+        if self.params.temperature == 0:
+            return scores
+        noise = gumbel_noise(self.seed, self.sample, len(token_ids), scores.numel())
+        return warp(scores, self.params) + torch.from_numpy(noise).to(scores.device)
+
+
+def _checked(token_id: int, score: float, position: int) -> int:
+    if not np.isfinite(score):
+        raise ModelError(
+            f"the best score at position {position} is {score}: the model gave no usable logits there; "
+            "load it in float32 (dtype='float32'), or check its weights and the logits processors"
+        )
+    return token_id
