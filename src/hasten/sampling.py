@@ -61,9 +61,9 @@ def _nucleus_floor(probs: torch.Tensor, top_p: float) -> torch.Tensor:
 
 def top_candidates(logits: torch.Tensor, k: int) -> TopCandidates:
     """The k best tokens and their probabilities for every row of logits [rows, vocab]."""
-    k = min(k, logits.shape[-1])
-    values, token_ids = torch.topk(logits.float(), k, dim=-1)
-    probs = torch.exp(values - torch.logsumexp(logits.float(), -1, keepdim=True))
+    logits = logits.float()
+    values, token_ids = torch.topk(logits, min(k, logits.shape[-1]), dim=-1)
+    probs = torch.exp(values - torch.logsumexp(logits, -1, keepdim=True))
     return TopCandidates(token_ids.cpu().numpy(), probs.cpu().numpy())
 
 

@@ -122,6 +122,11 @@ class TrainingConfig:
         self._require(0 <= self.seed < 2**63, "seed", "between 0 and 2**63 - 1")
 
     def _require_choices(self) -> None:
+        if (self.tokenizer is None) == (self.vocab_size is None):
+            raise ConfigError(
+                f"tokenizer={self.tokenizer!r} and vocab_size={self.vocab_size!r} cannot work; give either a"
+                " tokenizer to use or the vocab_size of one to train"
+            )
         self._require(len(self.files) > 0, "files", "one or more text files")
         self._require(
             self.precision in ("auto", "float32", "bfloat16"), "precision", "auto, float32 or bfloat16"

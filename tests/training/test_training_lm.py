@@ -16,7 +16,7 @@ from hasten.errors import ConfigError, IncompatibleModels, ModelError
 from hasten.training.lm import TrainingConfig, learning_rate_at, resolve_device, train_language_model
 
 TINY: dict[str, Any] = {
-    "vocab_size": 300,
+    "vocab_size": 280,
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_layers": 2,
@@ -105,7 +105,7 @@ def test_loss_falls_and_the_export_loads(text: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert model.dtype == torch.bfloat16
-    assert model.config.vocab_size == len(tokenizer) == 300
+    assert model.config.vocab_size == len(tokenizer) == 280
     prompt = tokenizer("the cat", return_tensors="pt")
     written = tokenizer.decode(model.generate(**prompt, max_new_tokens=8, do_sample=False)[0])
     assert written.startswith("the cat")
@@ -162,7 +162,7 @@ def test_distillation_follows_the_teacher(text: Path) -> None:
 
 
 def test_a_teacher_with_other_tokens_is_refused(text: Path) -> None:
-    with pytest.raises(IncompatibleModels, match=r"tokenizer of 8192 tokens.*not the student's of 300"):
+    with pytest.raises(IncompatibleModels, match=r"tokenizer of 8192 tokens.*not the student's of 280"):
         train_language_model(tiny(text, "out", distill_from="demo"))
 
 
