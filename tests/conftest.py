@@ -10,14 +10,18 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from hypothesis import settings
 
 from hasten.engine import LanguageModel
 from hasten.models.causal_lm import CausalLM
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)  # tiny models; tests run side by side
+settings.register_profile("hasten", deadline=None, derandomize=True)  # no clocks, the same run everywhere
+settings.load_profile("hasten")
 
 VOCAB = 97
+EOS = 1
 BASE: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
@@ -27,10 +31,23 @@ BASE: dict[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
     "bos_token_id": 2,
-    "eos_token_id": 1,
+    "eos_token_id": EOS,
     "pad_token_id": 0,
 }
-SMALL: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2}
+NO_GQA = {key: value for key, value in BASE.items() if key != "num_key_value_heads"}
+ENDS = {"bos_token_id": 2, "eos_token_id": EOS}
+SMALL: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, **ENDS}
+GPT: dict[str, Any] = {"vocab_size": VOCAB, "n_layer": 2, "n_head": 4, **ENDS}
+GPT_NEO = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "num_layers": 2,
+    "num_heads": 4,
+    "attention_types": [[["global", "local"], 1]],
+    "window_size": 6,
+    "max_position_embeddings": 256,
+    **ENDS,
+}
 MLA = {
     "num_key_value_heads": 4,
     "moe_intermediate_size": 16,
@@ -46,6 +63,14 @@ MLA = {
     "first_k_dense_replace": 1,
 }
 MIXED = {"head_dim": 8, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
+CHUNKED = {
+    "head_dim": 8,
+    "attention_chunk_size": 6,
+    "layer_types": ["chunked_attention", "full_attention"],
+    "num_local_experts": 2,
+    "intermediate_size_mlp": 64,
+    "interleave_moe_layer_step": 2,
+}
 LINEAR = {
     "head_dim": 8,
     "linear_num_key_heads": 2,
@@ -58,7 +83,8 @@ LINEAR = {
     "moe_intermediate_size": 16,
     "shared_expert_intermediate_size": 16,
 }
-ENDS = {"bos_token_id": 2, "eos_token_id": 1}
+MAMBA2 = {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1, "expand": 2, "chunk_size": 8}
+SNAPSHOTS = "chain with snapshots"
 
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any], str]] = {
     "llama": ("LlamaConfig", BASE, "tree"),
@@ -67,27 +93,44 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any], str]] = {
     "mistral-sliding": ("MistralConfig", {**BASE, "sliding_window": 6}, "tree"),
     "gemma2": ("Gemma2Config", {**BASE, **MIXED}, "tree"),
     "gemma3": ("Gemma3TextConfig", {**BASE, **MIXED}, "tree"),
-    "gpt2": ("GPT2Config", {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, **ENDS}, "tree"),
-    "gpt-neox": ("GPTNeoXConfig", {k: v for k, v in BASE.items() if k != "num_key_value_heads"}, "tree"),
+    "gpt2": ("GPT2Config", {**GPT, "n_embd": 32}, "tree"),
+    "gpt-neox": ("GPTNeoXConfig", NO_GQA, "tree"),
     "phi3": ("Phi3Config", BASE, "tree"),
     "olmo2": ("Olmo2Config", BASE, "tree"),
-    "falcon": ("FalconConfig", {**SMALL, "num_attention_heads": 4, "alibi": False, **ENDS}, "tree"),
+    "falcon": ("FalconConfig", {**SMALL, "num_attention_heads": 4, "alibi": False}, "tree"),
     "mixtral-moe": ("MixtralConfig", {**BASE, "num_local_experts": 4}, "tree"),
     "deepseek-mla": ("DeepseekV3Config", {**BASE, **MLA}, "tree"),
-    "bloom-alibi": ("BloomConfig", {"vocab_size": VOCAB, "hidden_size": 32, "n_layer": 2, "n_head": 4, **ENDS}, "chain"),
+    "llama4-chunked": ("Llama4TextConfig", {**BASE, **CHUNKED}, "tree"),
+    "bloom-alibi": ("BloomConfig", {**GPT, "hidden_size": 32}, "chain"),
     "mpt-alibi": ("MptConfig", {"vocab_size": VOCAB, "d_model": 32, "n_layers": 2, "n_heads": 4, **ENDS}, "chain"),
-    "qwen3-next-hybrid": ("Qwen3NextConfig", {**BASE, **LINEAR}, "chain with snapshots"),
-    "lfm2-hybrid": ("Lfm2Config", {**BASE, "layer_types": ["conv", "full_attention"]}, "chain with snapshots"),
-    "mamba-recurrent": ("MambaConfig", {**SMALL, "state_size": 8, **ENDS}, "off"),
+    "gpt-neo-local": ("GPTNeoConfig", GPT_NEO, "chain"),
+    "qwen3-next-hybrid": ("Qwen3NextConfig", {**BASE, **LINEAR}, SNAPSHOTS),
+    "lfm2-hybrid": ("Lfm2Config", {**BASE, "layer_types": ["conv", "full_attention"]}, SNAPSHOTS),
+    "mamba2-recurrent": ("Mamba2Config", {**SMALL, **MAMBA2}, SNAPSHOTS),
+    "mamba-recurrent": ("MambaConfig", {**SMALL, "state_size": 8}, "off"),
+    "rwkv": ("RwkvConfig", {**SMALL, "attention_hidden_size": 32, "context_length": 256}, "recompute"),
 }
 """name -> (config class, arguments, the mode the probe must find)"""
 
+DRAFTING = [name for name, (_, _, mode) in ARCHITECTURES.items() if mode != "off"]
 
-def build_model(name: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
-    """A random model with weights large enough that its texts wander instead of looping."""
+
+GROUPED_EXPERTS = ("mixtral-moe", "deepseek-mla", "qwen3-next-hybrid")
+
+
+def finest_dtype(name: str) -> torch.dtype:
+    """float64, except where transformers multiplies by grouped experts, which needs float32."""
+    return torch.float32 if name in GROUPED_EXPERTS else torch.float64
+
+
+def build_model(name: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> Any:
+    """A random model with weights large enough that its texts wander instead of looping.
+
+    ``changes`` go into the config.
+    """
     config_class, arguments, _ = ARCHITECTURES[name]
     torch.manual_seed(seed)
-    model = hf.AutoModelForCausalLM.from_config(getattr(hf, config_class)(**arguments))
+    model = hf.AutoModelForCausalLM.from_config(getattr(hf, config_class)(**{**arguments, **changes}))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -96,16 +139,22 @@ def build_model(name: str = "llama", dtype: torch.dtype = torch.float32, seed: i
 
 
 @pytest.fixture(scope="session")
-def models() -> Any:
-    """models(name) -> a LanguageModel without a tokenizer; one per architecture for the whole run."""
-    made: dict[str, LanguageModel] = {}
+def targets() -> Any:
+    """targets(name, dtype) -> a CausalLM; one per architecture and dtype for the whole run."""
+    made: dict[tuple[str, torch.dtype], CausalLM] = {}
 
-    def get(name: str = "llama") -> LanguageModel:
-        if name not in made:
-            made[name] = LanguageModel(CausalLM(build_model(name)))
-        return made[name]
+    def get(name: str = "llama", dtype: torch.dtype = torch.float32) -> CausalLM:
+        if (name, dtype) not in made:
+            made[name, dtype] = CausalLM(build_model(name, dtype))
+        return made[name, dtype]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def models(targets: Any) -> Any:
+    """models(name, dtype) -> a LanguageModel that has learnt nothing yet, without a tokenizer."""
+    return lambda name="llama", dtype=torch.float32: LanguageModel(targets(name, dtype), drafter="off")
 
 
 @pytest.fixture(scope="session")
@@ -113,7 +162,7 @@ def demo() -> LanguageModel:
     """The bundled demo model in float32."""
     import hasten
 
-    return hasten.load("demo", dtype="float32", device="cpu", forward="stock")
+    return hasten.load("demo", dtype="float32", device="cpu", forward="stock", drafter="off")
 
 
 def shared_file(*parts: str) -> Path:

@@ -1,11 +1,11 @@
 """ADED (arXiv 2407.12021): a trigram table that follows the target, searched like a game tree.
 
-The table maps two tokens to the successors seen after them. Each step raises the value of every trigram in the
-last tokens of the text; a PUCT search over the table then spends a fixed number of visits, and the visited
-nodes are the draft. Ours: the target's own probabilities at verified nodes are kept beside those values and
-added to them; nodes are taken by visits with their ancestors, where the paper drops its longest paths first;
-the table is bounded; the random numbers depend on the seed and the context only, so drafts are reproducible.
-Knows token ids only.
+The table maps two tokens to the successors seen after them. Each step raises the value of every trigram in
+the last tokens of the text; a PUCT search over the table then spends a fixed number of visits, and the
+visited nodes are the draft. Ours: the target's own probabilities at verified nodes are kept beside those
+values and added to them; nodes are taken by visits with their ancestors, where the paper drops its longest
+paths first; the table is bounded; the random numbers depend on the seed and the context only, so drafts are
+reproducible. Knows token ids only.
 """
 
 # ruff: noqa: PLR0917 - kernels take plain arrays one by one, which keeps their calls cheap
@@ -20,6 +20,25 @@ from numpy.typing import NDArray
 
 from hasten.core import Sequence, System, TopCandidates
 from hasten.drafters.base import Observation
+from hasten.drafters.trigrams import (
+    EMPTY,
+    LAST_USED,
+    NUM_CANDIDATES,
+    NUM_SUCCESSORS,
+    PROBE_WINDOW,
+    Heads,
+    Probs,
+    Successors,
+    Tokens,
+    Values,
+    adapt,
+    check_table,
+    feed,
+    mixed,
+    row_of,
+    row_sum_of,
+    value_of,
+)
 from hasten.errors import ConfigError, StoreError
 from hasten.tree import DraftTree
 
@@ -33,165 +52,28 @@ SYSTEM = System(
     summary="tree search over a trigram table that adapts to what the target writes",
 )
 
-Tokens = NDArray[np.int64]
-Successors = NDArray[np.int32]
-Values = NDArray[np.float32]
 Numbers = NDArray[np.float64]
 
-NUM_SUCCESSORS = 12
-NUM_CANDIDATES = 8
-EMPTY = -1
-PROBE_WINDOW = 16
 WINDOW = 16
 """Trigrams of that many last tokens are raised each step."""
-BUMP = np.float32(0.04)
-MAX_VALUE = np.float32(3.0)
 NUM_ITERATIONS = 150
 SEARCH_DEPTH = 3
 """The search looks that far; each end is then followed by its single best successor."""
 EXPLORATION, EXPLORATION_GROWTH = 32.0, 8.0
+RANDOM_INCREMENT = 0x1E3779B97F4A7C15
 PRIOR = 0.04
 """Added to a row's sum where it normalises a score, so that a trigram seen once is no certainty."""
 
-# Columns of a search node: its token, the token before, the table row that continues it.
+# Columns of a search node; ROW is the table row that continues it.
 TOKEN, BEFORE, PARENT, DEPTH, ROW, FIRST_CHILD, NUM_CHILDREN, VISITS = range(8)
 UNKNOWN = -2
-VALUE, RETURNS, SCORE = range(3)
-
-
-@numba.njit(cache=True)
-def _mixed(number: np.uint64) -> np.uint64:
-    """SplitMix64's scramble: the table's hash and the source of random numbers."""
-    number = (number ^ (number >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    number = (number ^ (number >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return number ^ (number >> np.uint64(31))
-
-
-@numba.njit(cache=True)
-def _row_of(keys: Tokens, before: int, token: int) -> int:
-    """The row of two tokens, or EMPTY. Rows are never freed, so a free one ends the search."""
-    key = (np.int64(before) << 32) | np.int64(token)
-    home = np.int64(_mixed(np.uint64(key)) % np.uint64(len(keys)))
-    for offset in range(PROBE_WINDOW):
-        row = (home + offset) % len(keys)
-        if keys[row] == key:
-            return int(row)
-        if keys[row] == EMPTY:
-            break
-    return EMPTY
-
-
-@numba.njit(cache=True)
-def _claim_row(
-    keys: Tokens,
-    successors: Successors,
-    bumps: Values,
-    probs: Values,
-    last_used: Tokens,
-    before: int,
-    token: int,
-    clock: int,
-) -> int:
-    """The row of two tokens, made if need be in place of the least recently written one it could be in."""
-    row = _row_of(keys, before, token)
-    if row == EMPTY:
-        key = (np.int64(before) << 32) | np.int64(token)
-        home = np.int64(_mixed(np.uint64(key)) % np.uint64(len(keys)))
-        row = home
-        for offset in range(PROBE_WINDOW):
-            tried = (home + offset) % len(keys)
-            if keys[tried] == EMPTY:
-                row = tried
-                break
-            if last_used[tried] < last_used[row]:
-                row = tried
-        keys[row] = key
-        for place in range(NUM_SUCCESSORS):
-            successors[row, place] = EMPTY
-            bumps[row, place] = 0.0
-            probs[row, place] = 0.0
-    last_used[row] = clock
-    return int(row)
-
-
-@numba.njit(cache=True)
-def _place_of(successors: Successors, bumps: Values, probs: Values, row: int, token: int) -> int:
-    """Where a successor is, or else made room for: on an empty place, or the one worth least."""
-    least = 0
-    for place in range(NUM_SUCCESSORS):
-        if successors[row, place] == token:
-            return place
-        if bumps[row, place] + probs[row, place] < bumps[row, least] + probs[row, least]:
-            least = place
-    successors[row, least] = token
-    bumps[row, least] = 0.0
-    probs[row, least] = 0.0
-    return least
-
-
-@numba.njit(cache=True)
-def _adapt(
-    keys: Tokens,
-    successors: Successors,
-    bumps: Values,
-    probs: Values,
-    last_used: Tokens,
-    tokens: Tokens,
-    clock: int,
-) -> None:
-    for end in range(2, len(tokens)):
-        row = _claim_row(
-            keys, successors, bumps, probs, last_used, tokens[end - 2], tokens[end - 1], clock
-        )
-        place = _place_of(successors, bumps, probs, row, tokens[end])
-        bumps[row, place] = min(MAX_VALUE, bumps[row, place] + BUMP)
-
-
-@numba.njit(cache=True)
-def _feed(
-    keys: Tokens,
-    successors: Successors,
-    bumps: Values,
-    probs: Values,
-    last_used: Tokens,
-    before: Tokens,
-    tokens: Tokens,
-    candidate_ids: Tokens,
-    candidate_probs: Values,
-    clock: int,
-) -> None:
-    """Replace the probabilities of each position's row; of equal positions the first wins."""
-    for position in range(len(tokens) - 1, -1, -1):
-        row = _claim_row(
-            keys, successors, bumps, probs, last_used, before[position], tokens[position], clock
-        )
-        for place in range(NUM_SUCCESSORS):
-            probs[row, place] = 0.0
-        for rank in range(min(NUM_CANDIDATES, candidate_ids.shape[1])):
-            if candidate_probs[position, rank] > 0:
-                place = _place_of(successors, bumps, probs, row, candidate_ids[position, rank])
-                probs[row, place] = min(candidate_probs[position, rank], np.float32(1.0))
-        for place in range(NUM_SUCCESSORS):
-            if bumps[row, place] + probs[row, place] == 0:
-                successors[row, place] = EMPTY
-
-
-@numba.njit(cache=True)
-def _value(bumps: Values, probs: Values, row: int, place: int) -> float:
-    return min(float(MAX_VALUE), float(bumps[row, place]) + float(probs[row, place]))
-
-
-@numba.njit(cache=True)
-def _row_sum(bumps: Values, probs: Values, row: int) -> float:
-    total = 0.0
-    for place in range(NUM_SUCCESSORS):
-        total += _value(bumps, probs, row, place)
-    return total
+# and the numbers that go with it; PATH_VALUE sums the values from the root.
+VALUE, PATH_VALUE, RETURNS, SCORE = range(4)
 
 
 @numba.njit(cache=True)
 def _add_child(
-    nodes: Tokens, numbers: Numbers, num_nodes: int, parent: int, token: int, value: float, total: float
+    nodes: Tokens, numbers: Numbers, num_nodes: int, parent: int, token: int, value: float, row_sum: float
 ) -> int:
     nodes[num_nodes, TOKEN] = token
     nodes[num_nodes, BEFORE] = nodes[parent, TOKEN]
@@ -201,45 +83,45 @@ def _add_child(
     nodes[num_nodes, NUM_CHILDREN] = 0
     nodes[num_nodes, VISITS] = 0
     numbers[num_nodes, VALUE] = value
+    numbers[num_nodes, PATH_VALUE] = numbers[parent, PATH_VALUE] + value
     numbers[num_nodes, RETURNS] = 0.0
-    numbers[num_nodes, SCORE] = numbers[parent, SCORE] * (value / (total + PRIOR))
+    numbers[num_nodes, SCORE] = numbers[parent, SCORE] * (value / (row_sum + PRIOR))
     return num_nodes + 1
 
 
 @numba.njit(cache=True)
 def _expand(
-    keys: Tokens,
+    heads: Heads,
     successors: Successors,
-    bumps: Values,
-    probs: Values,
+    values: Values,
     nodes: Tokens,
     numbers: Numbers,
     num_nodes: int,
     node: int,
 ) -> int:
     """All successors become children; returns the number of nodes."""
-    row = _row_of(keys, nodes[node, BEFORE], nodes[node, TOKEN])
+    row = row_of(heads, nodes[node, BEFORE], nodes[node, TOKEN])
     nodes[node, ROW] = row
     nodes[node, FIRST_CHILD] = num_nodes
     if row == EMPTY:
         return num_nodes
-    total = _row_sum(bumps, probs, row)
+    row_sum = row_sum_of(values, row)
     for place in range(NUM_SUCCESSORS):
         if successors[row, place] != EMPTY:
-            value = _value(bumps, probs, row, place)
-            num_nodes = _add_child(nodes, numbers, num_nodes, node, successors[row, place], value, total)
+            value = value_of(values, row, place)
+            num_nodes = _add_child(nodes, numbers, num_nodes, node, successors[row, place], value, row_sum)
     nodes[node, NUM_CHILDREN] = num_nodes - nodes[node, FIRST_CHILD]
     return num_nodes
 
 
 @numba.njit(cache=True)
 def _best_child(nodes: Tokens, numbers: Numbers, node: int) -> int:
-    """PUCT: the mean return so far, and the table's value while visits are few. The first best wins."""
-    visits = float(nodes[node, VISITS])
+    """PUCT: the mean return, and the table's value as long as visits are few. The first best wins."""
+    visits = np.float64(nodes[node, VISITS])
     weight = EXPLORATION + math.log((visits + EXPLORATION_GROWTH + 1) / EXPLORATION_GROWTH)
     weight *= math.sqrt(visits)
-    best, best_score = -1, 0.0
     first = nodes[node, FIRST_CHILD]
+    best, best_score = first, 0.0
     for child in range(first, first + nodes[node, NUM_CHILDREN]):
         child_visits = nodes[child, VISITS]
         if child_visits == 0:
@@ -253,78 +135,46 @@ def _best_child(nodes: Tokens, numbers: Numbers, node: int) -> int:
 
 @numba.njit(cache=True)
 def _rollout(
-    keys: Tokens,
-    successors: Successors,
-    bumps: Values,
-    probs: Values,
-    before: int,
-    token: int,
-    depth: int,
-    random: Tokens,
+    heads: Heads, successors: Successors, values: Values, nodes: Tokens, node: int, random: Tokens
 ) -> float:
     """The summed values of a random continuation, each successor as likely as its value."""
-    returned = 0.0
-    while depth < SEARCH_DEPTH:
-        row = _row_of(keys, before, token)
+    before, token, returned = nodes[node, BEFORE], nodes[node, TOKEN], 0.0
+    for _ in range(nodes[node, DEPTH], SEARCH_DEPTH):
+        row = row_of(heads, before, token)
         if row == EMPTY:
             break
-        random[0] += np.int64(0x1E3779B97F4A7C15)
-        uniform = float(_mixed(np.uint64(random[0])) >> np.uint64(11)) / 2.0**53
-        left = uniform * _row_sum(bumps, probs, row)
-        chosen = -1
+        random[0] += RANDOM_INCREMENT
+        uniform = np.float64(mixed(np.uint64(random[0])) >> np.uint64(11)) / 2.0**53
+        left = uniform * row_sum_of(values, row)
+        chosen = 0
         for place in range(NUM_SUCCESSORS):
             if successors[row, place] != EMPTY:
                 chosen = place
-                left -= _value(bumps, probs, row, place)
+                left -= value_of(values, row, place)
                 if left < 0:
                     break
-        if chosen < 0:
-            break
-        returned += _value(bumps, probs, row, chosen)
-        before, token = token, int(successors[row, chosen])
-        depth += 1
+        returned += value_of(values, row, chosen)
+        before, token = token, np.int64(successors[row, chosen])
     return returned
 
 
 @numba.njit(cache=True)
 def _search(
-    keys: Tokens,
-    successors: Successors,
-    bumps: Values,
-    probs: Values,
-    before: int,
-    token: int,
-    random: Tokens,
-    nodes: Tokens,
-    numbers: Numbers,
+    heads: Heads, successors: Successors, values: Values, random: Tokens, nodes: Tokens, numbers: Numbers
 ) -> int:
-    """Grow the search tree below node 0, the text's last token; returns the number of nodes."""
-    nodes[0, :] = 0
-    nodes[0, TOKEN], nodes[0, BEFORE], nodes[0, PARENT], nodes[0, ROW] = token, before, -1, UNKNOWN
-    numbers[0, VALUE], numbers[0, RETURNS], numbers[0, SCORE] = 0.0, 0.0, 1.0
-    num_nodes = 1
+    """Grow the search tree below node 0; returns the number of nodes."""
+    # Constants are typed, because numba compiles a function anew for each literal argument.
+    num_nodes = int(np.int64(1))
     for _ in range(NUM_ITERATIONS):
-        node = 0
+        node = int(np.int64(0))
         while nodes[node, NUM_CHILDREN] > 0:
             node = _best_child(nodes, numbers, node)
         if nodes[node, ROW] == UNKNOWN and nodes[node, DEPTH] < SEARCH_DEPTH:
-            num_nodes = _expand(keys, successors, bumps, probs, nodes, numbers, num_nodes, node)
+            num_nodes = _expand(heads, successors, values, nodes, numbers, num_nodes, node)
             if nodes[node, NUM_CHILDREN] > 0:
                 node = num_nodes - 1
-        returned = 1.0 + _rollout(
-            keys,
-            successors,
-            bumps,
-            probs,
-            nodes[node, BEFORE],
-            nodes[node, TOKEN],
-            nodes[node, DEPTH],
-            random,
-        )
-        above = node
-        while above >= 0:
-            returned += numbers[above, VALUE]
-            above = nodes[above, PARENT]
+        returned = 1.0 + numbers[node, PATH_VALUE]
+        returned += _rollout(heads, successors, values, nodes, node, random)
         while node >= 0:
             nodes[node, VISITS] += 1
             numbers[node, RETURNS] += returned
@@ -334,26 +184,162 @@ def _search(
 
 @numba.njit(cache=True)
 def _append_best(
-    keys: Tokens,
-    successors: Successors,
-    bumps: Values,
-    probs: Values,
-    nodes: Tokens,
-    numbers: Numbers,
-    num_nodes: int,
+    heads: Heads, successors: Successors, values: Values, nodes: Tokens, numbers: Numbers, num_searched: int
 ) -> int:
-    """Below every visited node without children: its single best successor; returns the number of nodes."""
-    for node in range(1, num_nodes):
-        if nodes[node, VISITS] == 0 or nodes[node, NUM_CHILDREN] > 0:
+    """Below each visited node without children its single best successor; returns the number of nodes."""
+    num_nodes = num_searched
+    for node in range(1, num_searched):
+        row = row_of(heads, nodes[node, BEFORE], nodes[node, TOKEN])
+        if nodes[node, VISITS] == 0 or nodes[node, NUM_CHILDREN] > 0 or row == EMPTY:
             continue
-        row = _row_of(keys, nodes[node, BEFORE], nodes[node, TOKEN])
-        if row == EMPTY:
-            continue
-        best = 0
+        best = int(np.int64(0))
         for place in range(NUM_SUCCESSORS):
-            if _value(bumps, probs, row, place) > _value(bumps, probs, row, best):
+            if value_of(values, row, place) > value_of(values, row, best):
                 best = place
         if successors[row, best] != EMPTY:
-            value, total = _value(bumps, probs, row, best), _row_sum(bumps, probs, row)
-            num_nodes = _add_child(nodes, numbers, num_nodes, node, successors[row, best], value, total)
+            value, row_sum = value_of(values, row, best), row_sum_of(values, row)
+            num_nodes = _add_child(nodes, numbers, num_nodes, node, successors[row, best], value, row_sum)
     return num_nodes
+
+
+@numba.njit(cache=True)
+def _draft(
+    heads: Heads, successors: Successors, values: Values, before: int, token: int, budget: int, seed: int
+) -> tuple[Tokens, Tokens, Probs]:
+    """Search, then take the nodes with the most visits; a parent has no fewer than its child."""
+    most_nodes = 1 + NUM_ITERATIONS * (NUM_SUCCESSORS + 1)
+    nodes = np.empty((most_nodes, 8), np.int64)
+    numbers = np.empty((most_nodes, 4), np.float64)
+    nodes[0, :] = 0
+    nodes[0, TOKEN], nodes[0, BEFORE], nodes[0, PARENT], nodes[0, ROW] = token, before, -1, UNKNOWN
+    numbers[0, :] = 0.0
+    numbers[0, SCORE] = 1.0
+    random = np.full(1, seed, np.int64)
+    num_searched = _search(heads, successors, values, random, nodes, numbers)
+    num_nodes = _append_best(heads, successors, values, nodes, numbers, num_searched)
+    weights = np.zeros(num_nodes, np.float64)
+    for node in range(1, num_nodes):
+        parent = nodes[node, PARENT]
+        if node < num_searched:
+            weights[node] = nodes[node, VISITS]
+        else:
+            weights[node] = nodes[parent, VISITS] * numbers[node, SCORE] / numbers[parent, SCORE]
+    node_of = np.full(num_nodes, -1, np.int64)
+    tokens, parents = np.empty(budget, np.int64), np.empty(budget, np.int64)
+    scores = np.empty(budget, np.float32)
+    for drafted in range(min(budget, num_nodes)):
+        node = 0
+        for other in range(num_nodes):
+            if weights[other] > weights[node]:
+                node = other
+        if weights[node] == 0:
+            return tokens[:drafted], parents[:drafted], scores[:drafted]
+        weights[node] = 0.0
+        node_of[node] = drafted
+        tokens[drafted] = nodes[node, TOKEN]
+        parents[drafted] = node_of[nodes[node, PARENT]]
+        scores[drafted] = numbers[node, SCORE]
+    return tokens[:num_nodes], parents[:num_nodes], scores[:num_nodes]
+
+
+class Aded:
+    """One table for all sequences.
+
+    Args:
+        capacity: rows of the table, one for each two tokens met. A row that finds no room replaces the one
+            not written for the longest time among the few places it could have.
+        feed_candidates: learn the target's probabilities at every verified node too. They count like 25
+            sightings shared out over the successors, and newer ones replace older ones.
+        seed: of the search's random numbers.
+    """
+
+    name = "aded"
+
+    def __init__(self, *, capacity: int = 65536, feed_candidates: bool = True, seed: int = 0) -> None:
+        if capacity < PROBE_WINDOW:
+            raise ConfigError(f"capacity={capacity} cannot work; it must be at least {PROBE_WINDOW}")
+        if not 0 <= seed < 2**63:
+            raise ConfigError(f"seed={seed} cannot work; it must be between 0 and 2**63 - 1")
+        self.top_k = NUM_CANDIDATES if feed_candidates else 0
+        self._seed = seed
+        self._clock = 0
+        self._heads = np.full((capacity, 2), EMPTY, np.int64)
+        self._successors = np.full((capacity, NUM_SUCCESSORS), EMPTY, np.int32)
+        self._values = np.zeros((capacity, NUM_SUCCESSORS, 2), np.float32)
+
+    def begin(self, sequence: Sequence, prompt_candidates: TopCandidates | None) -> None:
+        if prompt_candidates is not None and self.top_k:
+            rows = len(prompt_candidates.token_ids)
+            # Newest first: of two places with the same two tokens the later one wins.
+            tokens = np.array(sequence.token_ids[:rows][::-1], np.int64)
+            newest_first = TopCandidates(
+                prompt_candidates.token_ids[::-1][:-1], prompt_candidates.probs[::-1][:-1]
+            )
+            self._learn_candidates(tokens[1:], tokens[:-1], newest_first)
+        self._adapt(sequence.token_ids[-WINDOW:])
+
+    def propose(self, sequence: Sequence, budget: int) -> DraftTree:
+        if len(sequence.token_ids) < 2 or budget < 1:
+            return DraftTree(source_names=(self.name,))
+        before, token = sequence.token_ids[-2:]
+        seed = (self._seed + 0x9E3779B97F4A7C15 * len(sequence.token_ids)) % 2**63
+        token_ids, parents, scores = _draft(
+            self._heads, self._successors, self._values, before, token, budget, seed
+        )
+        return DraftTree(token_ids, parents, scores, source_names=(self.name,))
+
+    def observe(self, sequence: Sequence, observation: Observation) -> None:
+        num_new = len(observation.acceptance.token_ids)
+        root_position = len(sequence.token_ids) - num_new - 1
+        if observation.candidates is not None and self.top_k and root_position > 0:
+            before, root = sequence.token_ids[root_position - 1 : root_position + 1]
+            tokens = np.concatenate(([root], observation.tree.token_ids))
+            tokens_before = np.concatenate(([before], tokens[observation.tree.parents + 1]))
+            self._learn_candidates(tokens_before, tokens, observation.candidates)
+        # A step may have gained more than the window.
+        self._adapt(sequence.token_ids[-max(WINDOW, num_new + 2) :])
+
+    def end(self, sequence: Sequence) -> None:
+        """Nothing belongs to one sequence alone."""
+
+    def state(self) -> dict[str, NDArray[np.generic]]:
+        return {
+            "heads": self._heads.copy(),
+            "successors": self._successors.copy(),
+            "values": self._values.copy(),
+        }
+
+    def restore(self, state: dict[str, NDArray[np.generic]]) -> None:
+        own = self.state()
+        if state.keys() != own.keys():
+            raise StoreError(f"the trigram table needs {sorted(own)}, found {sorted(state)}")
+        for key, array in own.items():
+            found = state[key]
+            if found.shape != array.shape or found.dtype != array.dtype:
+                expected = f"{array.dtype} {array.shape}"
+                raise StoreError(f"trigram {key} must be {expected}, found {found.dtype} {found.shape}")
+        heads = state["heads"].astype(np.int64)
+        successors = state["successors"].astype(np.int32)
+        values = state["values"].astype(np.float32)
+        check_table(heads, successors, values)
+        self._heads, self._successors, self._values = heads, successors, values
+        self._clock = int(heads[:, LAST_USED].max()) + 1
+
+    def _adapt(self, token_ids: list[int]) -> None:
+        tokens = np.array(token_ids, np.int64)
+        adapt(self._heads, self._successors, self._values, tokens, self._clock)
+        self._clock += 1
+
+    def _learn_candidates(self, before: Tokens, tokens: Tokens, candidates: TopCandidates) -> None:
+        assert len(before) == len(tokens) == len(candidates.token_ids)
+        feed(
+            self._heads,
+            self._successors,
+            self._values,
+            np.ascontiguousarray(before, np.int64),
+            np.ascontiguousarray(tokens, np.int64),
+            np.ascontiguousarray(candidates.token_ids, np.int64),
+            np.ascontiguousarray(candidates.probs, np.float32),
+            self._clock,
+        )
+        self._clock += 1

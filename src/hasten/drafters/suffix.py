@@ -39,7 +39,7 @@ from hasten.tree import DraftTree
 
 SUFFIX_SYSTEM = System(
     name="suffix-decoding",
-    title="SuffixDecoding: A Model-Free Approach to Speeding Up Large Language Model Inference",
+    title="SuffixDecoding: Extreme Speculative Decoding for Emerging AI Applications",
     arxiv="2411.04975",
     kind="training-free drafter",
     guarantee="exact",
@@ -56,8 +56,8 @@ SAM_SYSTEM = System(
     summary="longest match by suffix automaton, in constant time per token",
 )
 
-MAX_MATCH = 64
-"""Longest suffix looked up across sequences, as in SuffixDecoding."""
+MAX_MATCH = 32
+"""Longest suffix looked up across sequences (SuffixDecoding: 64); longer ones are worth no more here."""
 NUM_MATCHES = 3
 """The longest match and shorter ones to back off to, in each automaton."""
 MAX_FAN_OUT = 64
@@ -82,6 +82,20 @@ def _continued(states: Rows, state: int, match: int) -> tuple[int, int]:
 
 
 @numba.njit(cache=True)
+def _continuations(states: Rows, edges: Rows, state: int) -> tuple[int, int]:
+    """How often something followed, and how many different tokens did, as far as they are looked at."""
+    total, num_edges = 0, 0
+    edge = int(states[state, FIRST_EDGE])
+    while edge != NONE and num_edges < MAX_FAN_OUT:
+        total += int(states[edges[edge, TARGET], COUNT])
+        num_edges += 1
+        edge = int(edges[edge, NEXT_EDGE])
+    if edge != NONE:
+        total = int(states[state, COUNT])
+    return total, num_edges
+
+
+@numba.njit(cache=True)
 def _wait(
     states: Rows,
     edges: Rows,
@@ -99,15 +113,7 @@ def _wait(
     state, match = _continued(states, above[STATE], above[MATCH])
     if state <= ROOT or above[DEPTH] >= above[LIMIT]:
         return num_waiting
-    total = 0
-    num_edges = 0
-    edge = int(states[state, FIRST_EDGE])
-    while edge != NONE and num_edges < MAX_FAN_OUT:
-        total += states[edges[edge, TARGET], COUNT]
-        num_edges += 1
-        edge = int(edges[edge, NEXT_EDGE])
-    if edge != NONE:
-        total = states[state, COUNT]
+    total, num_edges = _continuations(states, edges, state)
     edge = int(states[state, FIRST_EDGE])
     for _ in range(num_edges):
         target = int(edges[edge, TARGET])
@@ -183,7 +189,7 @@ def _grow(
     heap = [(0.0, 0, 0)]
     heap.pop()
     num_waiting = _queue_matches(
-        local_states, local_edges, heap, waiting, numbers, 0, matches[0], factor, offset
+        local_states, local_edges, heap, waiting, numbers, int(np.int64(0)), matches[0], factor, offset
     )
     num_waiting = _queue_matches(
         shared_states, shared_edges, heap, waiting, numbers, num_waiting, matches[1], factor, offset
@@ -198,17 +204,13 @@ def _grow(
             node = num_nodes
             num_nodes += 1
             tokens[node], parents[node], scores[node] = token, parent, numbers[entry, SCORE]
-            sibling[node] = first_child[parent + 1]
-            first_child[parent + 1] = node
+            sibling[node], first_child[parent + 1] = first_child[parent + 1], node
         # A longer and a shorter match often lead to one state: once is enough.
         if expanded[node, row[IS_LOCAL]] == row[STATE]:
             continue
         expanded[node, row[IS_LOCAL]] = row[STATE]
         row[PARENT] = node
-        if row[IS_LOCAL]:
-            states, edges = local_states, local_edges
-        else:
-            states, edges = shared_states, shared_edges
+        states, edges = (local_states, local_edges) if row[IS_LOCAL] else (shared_states, shared_edges)
         num_waiting = _wait(states, edges, heap, waiting, numbers, num_waiting, row, numbers[entry])
     return tokens[:num_nodes], parents[:num_nodes], scores[:num_nodes]
 

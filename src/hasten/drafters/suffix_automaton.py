@@ -43,6 +43,7 @@ TOKEN = 1
 TARGET = 2
 NEXT_EDGE = 3
 EDGE_COLUMNS = 4
+# Kernels widen what they read from these rows, because numba compiles a function anew for each integer type.
 
 # Counters.
 NUM_STATES = 0
@@ -108,7 +109,7 @@ def _split(states: Rows, edges: Rows, slots: Rows, counters: Tokens, state: int,
     states[clone, NUM_PREFIXES] = 0
     edge = int(states[target, FIRST_EDGE])
     while edge != NONE:
-        seen, below = int(edges[edge, TOKEN]), int(edges[edge, TARGET])
+        seen, below = int(np.int64(edges[edge, TOKEN])), int(np.int64(edges[edge, TARGET]))
         _add_edge(states, edges, slots, counters, clone, seen, below)
         edge = int(edges[edge, NEXT_EDGE])
     states[target, LINK] = clone
@@ -117,7 +118,7 @@ def _split(states: Rows, edges: Rows, slots: Rows, counters: Tokens, state: int,
         if edges[edge, TARGET] != target:
             break
         edges[edge, TARGET] = clone
-        state = int(states[state, LINK])
+        state = int(np.int64(states[state, LINK]))
     return clone
 
 
@@ -146,7 +147,7 @@ def _extend(states: Rows, edges: Rows, slots: Rows, counters: Tokens, token: int
     state = last
     while state != NONE and edge == NONE:
         _add_edge(states, edges, slots, counters, state, token, current)
-        state = int(states[state, LINK])
+        state = int(np.int64(states[state, LINK]))
         if state != NONE:
             edge = find_edge(edges, slots, state, token)
     if state != NONE:
@@ -193,7 +194,7 @@ def _append(states: Rows, edges: Rows, slots: Rows, counters: Tokens, tokens: To
         while state != NONE and num_visits_left > 0:
             states[state, COUNT] += 1
             states[state, LAST_END] = counters[NUM_TOKENS]
-            state = int(states[state, LINK])
+            state = int(np.int64(states[state, LINK]))
             num_visits_left -= 1
         counters[NUM_TOKENS] += 1
     if num_visits_left == 0:
@@ -203,7 +204,8 @@ def _append(states: Rows, edges: Rows, slots: Rows, counters: Tokens, tokens: To
 @numba.njit(cache=True)
 def _fill_slots(edges: Rows, num_edges: int, slots: Rows) -> None:
     for edge in range(num_edges):
-        slots[_slot(edges, slots, int(edges[edge, SOURCE]), int(edges[edge, TOKEN]))] = edge
+        source, token = int(np.int64(edges[edge, SOURCE])), int(np.int64(edges[edge, TOKEN]))
+        slots[_slot(edges, slots, source, token)] = edge
 
 
 @numba.njit(cache=True)
@@ -214,7 +216,7 @@ def advance(
     for token in tokens:
         edge = find_edge(edges, slots, state, token)
         while edge == NONE and state != ROOT:
-            state = int(states[state, LINK])
+            state = int(np.int64(states[state, LINK]))
             length = int(states[state, LENGTH])
             edge = find_edge(edges, slots, state, token)
         if edge != NONE:

@@ -148,8 +148,10 @@ def _best_first(table: Table, probs: Probs, root: int, budget: int, max_depth: i
     waiting = np.empty((2 * budget + 2, 3), np.int64)
     heap = [(0.0, 0)]
     heap.pop()
-    num_waiting = _wait(table, probs, heap, waiting, 0, 1.0, -1, root, 0)
-    num_nodes = 0
+    # Constants are typed, because numba compiles a function anew for each literal argument.
+    first = int(np.int64(0))
+    num_waiting = _wait(table, probs, heap, waiting, first, 1.0, int(np.int64(-1)), root, first)
+    num_nodes = first
     while num_nodes < budget and len(heap) > 0:
         negative_score, entry = heappop(heap)
         parent, parent_token, rank = waiting[entry, 0], waiting[entry, 1], waiting[entry, 2]
@@ -163,7 +165,7 @@ def _best_first(table: Table, probs: Probs, root: int, budget: int, max_depth: i
         num_waiting = _wait(table, probs, heap, waiting, num_waiting, above, parent, parent_token, rank + 1)
         if depths[node] < max_depth:
             below = np.float64(scores[node])
-            num_waiting = _wait(table, probs, heap, waiting, num_waiting, below, node, tokens[node], 0)
+            num_waiting = _wait(table, probs, heap, waiting, num_waiting, below, node, tokens[node], first)
     return tokens[:num_nodes], parents[:num_nodes], scores[:num_nodes]
 
 

@@ -72,8 +72,10 @@ class AttentionKinds:
 def additive_mask(allowed: Visible, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """[batch, query, key] bool -> [batch, 1, query, key]: 0 where allowed, else the dtype's minimum.
 
-    Not -inf: a row that may see nothing would become NaN. Not bool: eager attention would add it as 0 and 1.
+    Not -inf: a row that may see nothing would become NaN; and not below float32, in which many models take
+    the softmax. Not bool: eager attention would add it as 0 and 1.
     """
     mask = torch.zeros(allowed.shape, dtype=dtype)
-    mask.masked_fill_(torch.from_numpy(~allowed), torch.finfo(dtype).min)
+    hidden = max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
+    mask.masked_fill_(torch.from_numpy(~allowed), hidden)
     return mask.unsqueeze(1).to(device)

@@ -37,7 +37,7 @@ class CausalLM:
 
     @cached_property
     def probe(self) -> ProbeResult:
-        """Runs once, a dozen passes over at most 16 tokens."""
+        """Runs once, a dozen passes over a few dozen tokens."""
         if self._mode != "auto":
             return ProbeResult(self._mode, 0.0, {})  # type: ignore[arg-type]
         return probe(self.forward)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hasten.errors import ConfigError, ModelError
@@ -36,7 +37,7 @@ def load_pretrained(
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=torch_dtype, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, KeyError) as problem:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
         raise ModelError(f"cannot load {name!r}: {problem}") from problem
     return model.to(device=target_device).eval(), tokenizer
 
@@ -68,7 +69,8 @@ def resolve_device(device: str | None) -> torch.device:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError) as problem:
-        raise ConfigError(f"device={device!r} cannot be used here ({problem}); try device='cpu'") from problem
+        why = str(problem).splitlines()[0].split(". ")[0]
+        raise ConfigError(f"device={device!r} cannot be used here ({why}); try device='cpu'") from problem
     return resolved
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,6 +31,11 @@ SESSIONS: dict[Mode, Callable[[Forward], Session]] = {
     "recompute": lambda forward: ChainSession(forward, "recompute"),
 }
 """From the most to the least a model can do."""
+
+_NUM_TEXTS = 6
+_NUM_NODES = 10
+_NUM_DECOYS = 40
+_LONGEST_WINDOW = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,42 +78,72 @@ class _Reference:
         self._forward = forward
         self._known: dict[tuple[int, ...], torch.Tensor] = {}
         high = min(forward.vocab_size, 20_000)
-        tokens = np.random.default_rng(0).choice(high, size=16, replace=high < 16).tolist()
-        self.prompt, self.nodes = tokens[:8], tokens[8:]
-        right = self.logits(self.prompt)
-        swapped = self.logits([*self.prompt[:-2], self.nodes[0], self.prompt[-1]])
-        # A wrongly visible or hidden token changes logits by about as much as swapping one does.
-        leak = float((right - swapped).abs().max())
+        size = _NUM_NODES + _NUM_DECOYS + 8 + _hidden_window(forward.text_config)
+        rng = np.random.default_rng(0)
+        # Of several random texts the one whose logits depend most on its tokens: there, errors stand out.
+        texts = [rng.choice(high, size, replace=high < size).tolist() for _ in range(_NUM_TEXTS)]
+        leaks = [self._leak(text[_NUM_NODES + _NUM_DECOYS :], text[0]) for text in texts]
+        text = texts[int(np.argmax(leaks))]
+        self.nodes, self.decoys = text[:_NUM_NODES], text[_NUM_NODES : _NUM_NODES + _NUM_DECOYS]
+        self.prompt = text[_NUM_NODES + _NUM_DECOYS :]
         precise = torch.finfo(forward.dtype).eps < 1e-5
-        self.tolerance = (1e-3 if precise else 0.25) * leak
+        self.tolerance = (1e-3 if precise else 0.1) * max(leaks)
+
+    def _leak(self, prompt: list[int], other: int) -> float:
+        """A wrongly visible or hidden token changes logits by about as much as swapping one does."""
+        swapped = [*prompt[:-2], other, prompt[-1]]
+        return float((self.logits(prompt) - self.logits(swapped)).abs().max())
 
     def logits(self, token_ids: list[int]) -> torch.Tensor:
-        """float32 [vocab] after ``token_ids``; one pass gives every prefix of the same text as well."""
+        """float32 [vocab] after ``token_ids``; one pass gives the last prefixes of the same text as well."""
         key = tuple(token_ids)
         if key not in self._known:
-            rows = self._forward(np.asarray([key]), np.arange(len(key))[None], None, None)[0].float()
-            for end in range(1, len(key) + 1):
-                self._known[key[:end]] = rows[end - 1]
+            positions = np.arange(len(key))[None]
+            rows = self._forward(np.asarray([key]), positions, None, None, logits_to_keep=16)[0, -16:]
+            for back, row in enumerate(rows.flip(0).float()):
+                self._known.setdefault(key[: len(key) - back], row)
         return self._known[key]
 
 
+def _hidden_window(config: Any) -> int:
+    """The longest window that attention.py makes no mask for: the probe has to look beyond it."""
+    sizes = [
+        value
+        for name, value in config.to_dict().items()
+        if "window" in name and name not in ("sliding_window", "max_window_layers") and type(value) is int
+    ]
+    return min(max(sizes, default=0), _LONGEST_WINDOW)
+
+
 def _largest_error(session: Session, reference: _Reference) -> float:
-    """Two steps: a forked tree of which one branch is accepted, then a chain over the holes it left."""
-    a, b, c, d, e, f, g, h = reference.nodes
-    session.prefill([reference.prompt])
-    first = session.fit(DraftTree([a, b, c, d, e], [-1, -1, 1, 0, 2], [0.5, 0.6, 0.5, 0.3, 0.4]))
-    error = _step_error(session, reference, reference.prompt, first)
-    path = [first.path_to(node) for node in range(len(first)) if first.token_ids[node] == c]
-    accepted = path[0] if path else []
-    text = [*first.token_ids[accepted].tolist(), f]
-    session.keep([Acceptance(accepted, text)])
-    prompt = [*reference.prompt, *text]
-    return max(error, _step_error(session, reference, prompt, session.fit(DraftTree.chain([g, h]))))
+    """A forked tree of which one branch is accepted, many rejected siblings, then a chain over all holes.
+
+    The more holes, the clearer a model shows that it counts cache slots and not positions (ALiBi).
+    """
+    a, b, c, d, e, f, g, h, i, j = reference.nodes
+    text = reference.prompt
+    session.prefill([text])
+    fork = session.fit(DraftTree([a, b, c, d, e], [-1, -1, 1, 0, 2], [0.5, 0.6, 0.5, 0.3, 0.4]))
+    errors = [_step_error(session, reference, text, fork)]
+    text = text + _keep(session, fork, c, f)
+    decoys = reference.decoys
+    wide = session.fit(DraftTree([*decoys, g], [-1] * (len(decoys) + 1), [0.1] * len(decoys) + [0.9]))
+    session.forward([wide])
+    text = text + _keep(session, wide, g, h)
+    errors.append(_step_error(session, reference, text, session.fit(DraftTree.chain([i, j]))))
+    return float(np.max(errors))  # unlike max, never loses a NaN
+
+
+def _keep(session: Session, tree: DraftTree, last: int, bonus: int) -> list[int]:
+    """Accept the path to the node that carries ``last``, if the tree has it; returns the gained tokens."""
+    path = next((tree.path_to(node) for node in range(len(tree)) if tree.token_ids[node] == last), [])
+    gained = [*tree.token_ids[path].tolist(), bonus]
+    session.keep([Acceptance(path, gained)])
+    return gained
 
 
 def _step_error(session: Session, reference: _Reference, text: list[int], tree: DraftTree) -> float:
     rows = session.forward([tree])[0].float()
     ends = [text, *([*text, *tree.token_ids[tree.path_to(node)].tolist()] for node in range(len(tree)))]
     leaves_first = sorted(range(len(ends)), key=lambda row: -len(ends[row]))
-    errors = [float((rows[row] - reference.logits(ends[row])).abs().max()) for row in leaves_first]
-    return max(errors)
+    return float(np.max([float((rows[row] - reference.logits(ends[row])).abs().max()) for row in leaves_first]))

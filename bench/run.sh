@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# The benchmark of docs/benchmarks.md.   bench/run.sh DATA OUTPUT
+#   DATA    folder with gsm8k_test_400.jsonl, humaneval.jsonl, mt_redundant.jsonl, spec_bench_half.jsonl
+#   OUTPUT  folder for the JSON records, one file a table
+# LIMIT (prompts of a set, default 8), TOKENS (new tokens, default 128) and HASTEN (the program) may be set.
+set -euo pipefail
+
+if [ $# -ne 2 ]; then
+    echo "usage: bench/run.sh DATA OUTPUT" >&2
+    exit 2
+fi
+data=$1
+output=$2
+hasten=${HASTEN:-hasten}
+common=(demo --shape 135m --dtype bfloat16 --limit "${LIMIT:-8}" --max-new-tokens "${TOKENS:-128}")
+all=(--methods plain,auto,token-recycling,aded,suffix,copyspec,prompt-lookup --baselines hf,hf-prompt-lookup)
+few=(--methods plain,auto --baselines hf)
+real=()
+for name in gsm8k_test_400 humaneval mt_redundant spec_bench_half; do
+    real+=(--prompts "$data/$name.jsonl")
+done
+mkdir -p "$output"
+
+# Every table is made, also where one before it found a text that differs; the exit code remembers it.
+status=0
+run() {
+    "$hasten" bench "${common[@]}" "$@" || status=$?
+}
+run "${all[@]}" "${real[@]}" --json "$output/greedy.json"
+run "${all[@]}" "${real[@]}" --temperature 0.7 --json "$output/temperature-0.7.json"
+run "${all[@]}" --prompts repeat --json "$output/repeat.json"
+run "${few[@]}" --prompts random:16 --json "$output/random.json"
+run "${few[@]}" "${real[@]}" --temperature 1.0 --json "$output/temperature-1.0.json"
+exit "$status"

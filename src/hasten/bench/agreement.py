@@ -1,0 +1,98 @@
+"""Decides whether two texts that differ do so because of rounding only.
+
+One row and many rows are multiplied in a different order, so their logits differ in the last bits. In float32
+that is never an excuse: texts must be equal. In bfloat16 and float16 the first token that differs may be
+excused if, right there, the scores of the two tokens are closer than the passes themselves are to each other.
+After an excused token the texts are different texts, and nothing more can be said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence as AbstractSequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+import torch
+
+from hasten.core import Acceptance, SamplingParams
+from hasten.models.causal_lm import CausalLM
+from hasten.sampling import Sampler
+from hasten.tree import DraftTree
+
+Verdict = Literal["same", "near tie", "different"]
+
+LogitsAfter = Callable[[list[int], list[int]], torch.Tensor]
+"""(prompt token ids, written token ids) -> float32 [vocab], the logits of the next token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How a text agrees with plain decoding's. Where they differ: since which position, how far the scores of
+    the two tokens are apart there, and how far the passes."""
+
+    verdict: Verdict
+    position: int | None = None
+    gap: float = 0.0
+    noise: float = 0.0
+
+
+def compare(
+    prompt_ids: list[int],
+    plain_ids: list[int],
+    token_ids: list[int],
+    *,
+    ways: AbstractSequence[LogitsAfter],
+    params: SamplingParams,
+    seed: int,
+    least_noise: float,
+    is_exact: bool,
+) -> Agreement:
+    """Compare a text with plain decoding's.
+
+    Args:
+        ways: several ways to compute the same logits; the first one is plain decoding's. What lies between
+            them is the noise.
+        params, seed: how both texts were drawn.
+        least_noise: what the noise of a logit is known to be at least.
+        is_exact: the dtype leaves no room for rounding.
+    """
+    shorter = min(len(plain_ids), len(token_ids))
+    differing = (index for index in range(shorter) if plain_ids[index] != token_ids[index])
+    position = next(differing, None)
+    if position is None:
+        is_same = len(plain_ids) == len(token_ids)
+        return Agreement("same") if is_same else Agreement("different", shorter)
+    if is_exact:
+        return Agreement("different", position)
+    common = plain_ids[:position]
+    logits = [way(prompt_ids, common).float() for way in ways]
+    noise = max((float((a - b).abs().max()) for a, b in combinations(logits, 2)), default=0.0)
+    noise = max(noise, least_noise) / (params.temperature or 1.0)
+    scores = Sampler(params, seed, 0).scores(logits[0], [*prompt_ids, *common])
+    gap = float((scores[plain_ids[position]] - scores[token_ids[position]]).abs())
+    return Agreement("near tie" if gap <= noise else "different", position, gap, noise)
+
+
+def is_exact(dtype: torch.dtype) -> bool:
+    return torch.finfo(dtype).eps < 1e-5
+
+
+def replay(target: CausalLM, num_rows: int) -> LogitsAfter:
+    """The way to compute logits that decoding with ``num_rows`` rows a step takes, rows and cache alike."""
+
+    def logits_after(prompt_ids: list[int], written: list[int]) -> torch.Tensor:
+        session = target.open()
+        session.prefill([prompt_ids])
+        done = 0
+        while done < len(written):
+            known = written[done : done + num_rows]
+            tree = session.fit(DraftTree.chain(known[:-1]))
+            session.forward([tree])
+            gained = known[: len(tree) + 1]
+            session.keep([Acceptance(list(range(len(tree))), gained)])
+            done += len(gained)
+        filler = session.fit(DraftTree.chain([0] * (num_rows - 1)))
+        return session.forward([filler])[0][0].float()
+
+    return logits_after

@@ -1,0 +1,92 @@
+"""Opens the models of a measurement: hasten's own copy, and a stock one that shares nothing with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hasten.bench.shapes import embed_in_shape
+from hasten.drafters import Drafter
+from hasten.engine import FORWARDS, LanguageModel
+from hasten.errors import ConfigError
+from hasten.models.causal_lm import CausalLM
+from hasten.models.loading import load_pretrained
+from hasten.models.packed import PackedLinear, pack_linears
+
+
+@dataclass(frozen=True, slots=True)
+class OpenModel:
+    """A loaded model and what is worth saying about it. ``shape`` is None for the model as it is."""
+
+    name: str
+    shape: str | None
+    language_model: LanguageModel
+    num_parameters: int
+    forward: str
+    """"stock" or "packed": which linear layers run"""
+    reason: str
+    """why that forward was chosen"""
+
+
+def open_model(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str | None = None,
+    forward: str = "auto",
+    shape: str | None = None,
+    drafter: str | Drafter = "off",
+) -> OpenModel:
+    """As ``hasten.load``, at the cost of a bigger shape if one is given.
+
+    Raises ConfigError, ModelError.
+    """
+    if forward not in FORWARDS:
+        raise ConfigError(f"forward={forward!r} is unknown; choose {', '.join(FORWARDS)}")
+    model, tokenizer = load_stock(name, dtype=dtype, device=device, shape=shape)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    if forward != "stock":
+        pack_linears(model, always=forward == "packed")
+    language_model = LanguageModel(CausalLM(model), tokenizer, drafter=drafter)
+    chosen, reason = _explain_forward(model, language_model.target, forward)
+    return OpenModel(name, shape, language_model, num_parameters, chosen, reason)
+
+
+def load_stock(name: str, *, dtype: str, device: str | None, shape: str | None) -> tuple[Any, Any]:
+    """(model, tokenizer) of transformers, in its shape, its layers untouched."""
+    model, tokenizer = load_pretrained(name, dtype, device)
+    return (embed_in_shape(model, shape) if shape else model), tokenizer
+
+
+def fastest_dtype() -> str:
+    """bfloat16 where the device computes in it, else float32."""
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    return "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
+
+
+def shape_sentence(opened: OpenModel) -> str:
+    """What a reader of a table has to know about a model in a shape; empty for a model as it is."""
+    if not opened.shape:
+        return ""
+    return (
+        f"{opened.name} is a small trained model; here it sits inside a network with the sizes of a "
+        f"{opened.shape.upper()} model ({opened.num_parameters / 1e6:.0f} million parameters with its small "
+        "vocabulary), whose other weights change nothing: the same function at the bigger model's cost."
+    )
+
+
+def _explain_forward(model: Any, target: CausalLM, asked: str) -> tuple[str, str]:
+    num_packed = sum(isinstance(module, PackedLinear) for module in model.modules())
+    if num_packed:
+        why = "as asked" if asked == "packed" else "measured when loading: many rows cost less that way"
+        return "packed", f"{num_packed} linear layers are laid out anew for the CPU ({why})"
+    if asked == "stock":
+        return "stock", "as asked"
+    if target.device.type != "cpu":
+        return "stock", f"packing is for the CPU, the model is on {target.device}"
+    if target.dtype not in (torch.float32, torch.bfloat16):
+        return "stock", f"packing needs float32 or bfloat16, the model is in {str(target.dtype)[6:]}"
+    return "stock", "measured when loading: packing does not pay for these layers here"

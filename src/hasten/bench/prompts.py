@@ -1,0 +1,133 @@
+"""Reads prompt files in the formats the field uses, and turns conversations into prompts; runs no model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence as AbstractSequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hasten.errors import ConfigError, PromptError
+
+BUNDLED_PROMPTS: tuple[str, ...] = ("demo", "repeat")
+"""Names that stand for a file of this package."""
+
+USER_STOP = "\nUser:"
+"""Where an answer ends if the model goes on to write the user's next turn as well."""
+
+_RANDOM_LENGTH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What one line of a prompts file asks.
+
+    ``turns`` are the user's; a chat formats them as such, otherwise the only turn is the prompt as it is.
+    ``token_ids`` stands in their place where a prompt has no text.
+    """
+
+    turns: tuple[str, ...]
+    is_chat: bool
+    domain: str = ""
+    token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSet:
+    """All conversations of one file."""
+
+    name: str
+    conversations: tuple[Conversation, ...]
+
+
+def load_prompt_set(source: str, vocab_size: int) -> PromptSet:
+    """The prompts of a .jsonl file, of a bundled name, or of ``random:N`` (N prompts of random token ids).
+
+    A line is an object with ``turns`` (Spec-Bench, MT-Bench), ``prompt`` (HumanEval, or anything),
+    ``question`` (GSM8K) or ``instruction`` (self-instruct, with its input).
+
+    Raises PromptError with the line number for what cannot be read.
+    """
+    if source.startswith("random:"):
+        return _random_prompts(source, vocab_size)
+    path = Path(source)
+    if source in BUNDLED_PROMPTS and not path.exists():
+        path = Path(str(files("hasten.bench") / "prompts" / f"{source}.jsonl"))
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise PromptError(
+            f"cannot read prompts from {source!r} ({problem}); give a .jsonl file, "
+            f"{', '.join(BUNDLED_PROMPTS)}, or random:N"
+        ) from problem
+    conversations = [
+        _parse_line(line, f"{source}, line {number}")
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+    if not conversations:
+        raise PromptError(f"{source} holds no prompts; write one JSON object a line")
+    return PromptSet(path.stem, tuple(conversations))
+
+
+def spread(conversations: AbstractSequence[Conversation], limit: int | None) -> list[Conversation]:
+    """``limit`` of them, spread evenly over all: files are often sorted by topic."""
+    if limit is None or limit >= len(conversations):
+        return list(conversations)
+    return [conversations[index * len(conversations) // limit] for index in range(limit)]
+
+
+def chat_prompt(tokenizer: Any, messages: AbstractSequence[dict[str, str]]) -> str | list[int]:
+    """The prompt for the assistant's next answer, by the tokenizer's chat template where it has one."""
+    if getattr(tokenizer, "chat_template", None):
+        text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        # The template writes the special tokens itself; the tokenizer would add them a second time.
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    names = {"user": "User", "assistant": "Assistant"}
+    lines = [f"{names[message['role']]}: {message['content'].strip()}" for message in messages]
+    return "\n".join([*lines, "Assistant:"])
+
+
+def stop_strings(tokenizer: Any) -> tuple[str, ...]:
+    """What ends an answer in the format of ``chat_prompt``."""
+    return () if getattr(tokenizer, "chat_template", None) else (USER_STOP,)
+
+
+def _random_prompts(source: str, vocab_size: int) -> PromptSet:
+    count = source.removeprefix("random:")
+    if not count.isdecimal() or int(count) < 1:
+        raise ConfigError(
+            f"prompts {source!r} cannot work; write random:N with N at least 1, as in random:16"
+        )
+    token_ids = np.random.default_rng(0).integers(0, vocab_size, (int(count), _RANDOM_LENGTH)).tolist()
+    return PromptSet("random", tuple(Conversation((), False, "random", tuple(row)) for row in token_ids))
+
+
+def _parse_line(line: str, place: str) -> Conversation:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as problem:
+        raise PromptError(f"{place}: not JSON ({problem.msg}); write one JSON object a line") from problem
+    if not isinstance(row, dict):
+        raise PromptError(f"{place}: {type(row).__name__} is not an object; write one JSON object a line")
+    turns, is_chat = _turns(row, place)
+    if not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
+        raise PromptError(f"{place}: every prompt must be a text that is not empty")
+    return Conversation(turns, is_chat, str(row.get("domain") or row.get("category") or ""))
+
+
+def _turns(row: dict[str, Any], place: str) -> tuple[tuple[Any, ...], bool]:
+    if isinstance(row.get("turns"), list):
+        return tuple(row["turns"]), True
+    if "prompt" in row:
+        return (row["prompt"],), False
+    if "question" in row:
+        return (row["question"],), True
+    if "instruction" in row:
+        extra = row.get("input") or next((case.get("input") for case in row.get("instances", [])), "")
+        return (f"{row['instruction']}\n\n{extra}" if extra else row["instruction"],), True
+    raise PromptError(f"{place}: none of turns, prompt, question and instruction is there")

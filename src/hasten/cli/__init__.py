@@ -1,0 +1,71 @@
+"""The command line: ``hasten COMMAND``. Parses options and shows results; all work is done below it.
+
+Heavy imports wait inside the commands, so that ``hasten --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from hasten import __version__
+from hasten.cli.bench import bench
+from hasten.cli.chat import chat
+from hasten.cli.demo import demo
+from hasten.cli.generate import generate
+from hasten.cli.info import info, systems
+from hasten.cli.train import train_app
+from hasten.errors import HastenError
+
+INTERRUPTED = 130
+"""What a shell expects of a program that Ctrl-C ended."""
+
+
+class _Commands(TyperGroup):
+    """Turns hasten's errors into one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except HastenError as problem:
+            typer.echo(f"error: {problem}", err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+
+
+app = typer.Typer(
+    name="hasten",
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Makes the language models you already run write several times faster, and write the same text.",
+)
+app.command()(demo)
+app.command()(generate)
+app.command()(chat)
+app.command()(info)
+app.command()(systems)
+app.command()(bench)
+app.add_typer(train_app, name="train", help="Train small models on text files.")
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Version."),
+) -> None:
+    """Runs before every command."""
+
+
+def main() -> None:
+    """The entry point."""
+    app()

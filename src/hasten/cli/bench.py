@@ -1,0 +1,148 @@
+"""``hasten bench``: all methods on the same prompts, in tables and in JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from hasten.cli import options
+from hasten.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hasten.bench.models import OpenModel
+    from hasten.bench.prompts import PromptSet
+    from hasten.bench.runner import BenchConfig, Benchmark
+
+_DISAGREE = 1
+
+
+def bench(
+    model: options.Model,
+    *,
+    prompts: Annotated[
+        list[str],
+        typer.Option(help=".jsonl files, demo, repeat, or random:N; several with commas, or repeat it."),
+    ],
+    methods: Annotated[
+        str, typer.Option(help="Drafters, with commas. Plain decoding is always among them.")
+    ] = "plain,auto",
+    baselines: Annotated[
+        str, typer.Option(help="transformers' own generate: hf, hf-prompt-lookup; '' for none.")
+    ] = "hf",
+    max_new_tokens: options.MaxNewTokens = 128,
+    limit: Annotated[int | None, typer.Option(help="This many prompts of each set, spread over it.")] = None,
+    temperature: options.Temperature = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the first prompt; the next one has the next seed.")] = 0,
+    is_cold: Annotated[bool, typer.Option("--cold", help="Drafters forget between prompts.")] = False,
+    repeat: Annotated[int, typer.Option(help="Run everything so often; the median of a prompt counts.")] = 1,
+    shape: options.Shape = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = None,
+    forward: options.ForwardName = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: torch's choice.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the records here.")] = None,
+) -> None:
+    """Measure speed, and check that every text is plain decoding's. Exit code 1 where one is not."""
+    from hasten.bench.models import open_model
+    from hasten.bench.prompts import load_prompt_set
+    from hasten.bench.runner import BenchConfig
+
+    config = BenchConfig(
+        methods=_names(methods),
+        baselines=_names(baselines),
+        max_new_tokens=max_new_tokens,
+        limit=limit,
+        temperature=temperature,
+        seed=seed,
+        is_cold=is_cold,
+        repeat=repeat,
+    )
+    _set_threads(threads)
+    options.quiet_loading()
+    sources = [name for entry in prompts for name in _names(entry)]
+    opened = open_model(model, dtype=dtype, device=device, forward=forward, shape=shape)
+    sets = [load_prompt_set(source, opened.language_model.target.vocab_size) for source in sources]
+    _measure(opened, config, sets, device, json_file)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _set_threads(threads: int | None) -> None:
+    import torch
+
+    if threads is None:
+        return
+    if threads < 1:
+        raise ConfigError(f"threads={threads} cannot work; it must be at least 1")
+    torch.set_num_threads(threads)
+
+
+def _measure(
+    opened: OpenModel,
+    config: BenchConfig,
+    sets: list[PromptSet],
+    device: str | None,
+    json_file: Path | None,
+) -> None:
+    from hasten.bench.models import load_stock
+    from hasten.bench.runner import Benchmark
+
+    stock = None
+    if config.baselines:
+        dtype = str(opened.language_model.target.dtype).removeprefix("torch.")
+        stock = load_stock(opened.name, dtype=dtype, device=device, shape=opened.shape)
+    benchmark = Benchmark(opened, config, stock)
+    _require_writable(json_file)
+    try:
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            tasks = {one.name: bar.add_task(one.name, total=None) for one in sets}
+            benchmark.run(
+                sets, lambda name, done, total: bar.update(tasks[name], completed=done, total=total)
+            )
+    except KeyboardInterrupt:
+        if benchmark.results:
+            typer.echo("interrupted; this is what was complete:", err=True)
+            _report(benchmark, sets, json_file)
+        raise
+    records = _report(benchmark, sets, json_file)
+    if any(record["identical"] is False for record in records):
+        typer.echo("error: a method wrote another text than plain decoding", err=True)
+        raise typer.Exit(_DISAGREE)
+
+
+def _require_writable(json_file: Path | None) -> None:
+    """Before the measurement: an hour's numbers must not be lost to a wrong folder."""
+    if json_file is not None:
+        try:
+            json_file.parent.mkdir(parents=True, exist_ok=True)
+            json_file.touch()
+        except OSError as problem:
+            raise ConfigError(
+                f"cannot write {str(json_file)!r} ({problem}); choose another file"
+            ) from problem
+
+
+def _report(benchmark: Benchmark, sets: list[PromptSet], json_file: Path | None) -> list[dict[str, Any]]:
+    from hasten.bench.conditions import describe
+    from hasten.bench.models import shape_sentence
+    from hasten.bench.records import config_of, records_of
+    from hasten.bench.report import print_report
+
+    records = records_of(benchmark)
+    conditions = describe(benchmark.opened) | config_of(benchmark)
+    print_report(Console(), conditions, records, shape_sentence(benchmark.opened))
+    for one in sets:
+        if num_left_out := benchmark.left_out.get(one.name, 0):
+            typer.echo(f"{one.name}: {num_left_out} prompts do not fit into the context and were left out")
+    if json_file is not None:
+        json_file.write_text(
+            json.dumps({"conditions": conditions, "records": records}, indent=2) + "\n", encoding="utf-8"
+        )
+    return records

@@ -1,0 +1,113 @@
+"""``hasten chat``: a conversation that remembers what was said."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+
+from hasten.cli import options
+from hasten.cli.live import LiveText, summary
+from hasten.core import SamplingParams
+from hasten.errors import HastenError, ModelError
+
+if TYPE_CHECKING:
+    from hasten.engine import LanguageModel
+
+_HELP = "/reset forgets the conversation, /stats shows the last answer's numbers, /exit or Ctrl-D leaves."
+
+
+def chat(
+    model: options.Model,
+    *,
+    max_new_tokens: options.MaxNewTokens = 256,
+    temperature: options.Temperature = 0.0,
+    top_p: options.TopP = 1.0,
+    top_k: options.TopK = None,
+    min_p: options.MinP = 0.0,
+    seed: options.Seed = None,
+    drafter: options.DrafterName = "auto",
+    dtype: options.Dtype = "auto",
+    device: options.Device = None,
+    forward: options.ForwardName = "auto",
+) -> None:
+    """Talk with a model. Ctrl-C stops an answer, Ctrl-D or /exit the conversation."""
+    from hasten.bench.prompts import stop_strings
+
+    params = SamplingParams(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        seed=seed,
+    )
+    language_model = options.load_model(
+        model, dtype=dtype, device=device, forward=forward, drafter=drafter, store=None
+    )
+    if language_model.tokenizer is None:
+        raise ModelError(f"{model!r} has no tokenizer, so there is nothing to talk with")
+    typer.secho(_HELP, dim=True)
+    _Chat(language_model, replace(params, stop=stop_strings(language_model.tokenizer))).run()
+
+
+class _Chat:
+    """The conversation so far and the numbers of the last answer."""
+
+    def __init__(self, language_model: LanguageModel, params: SamplingParams) -> None:
+        self._language_model = language_model
+        self._params = params
+        self._messages: list[dict[str, str]] = []
+        self._last = "nothing was answered yet"
+
+    def run(self) -> None:
+        while True:
+            try:
+                line = input("> ").strip()
+            except EOFError:
+                typer.echo()
+                return
+            except KeyboardInterrupt:
+                typer.echo("\n" + _HELP)
+                continue
+            if line == "/exit":
+                return
+            if line:
+                self._take(line)
+
+    def _take(self, line: str) -> None:
+        if line == "/reset":
+            self._messages.clear()
+            typer.echo("the conversation is forgotten")
+        elif line == "/stats":
+            typer.echo(self._last)
+        elif line.startswith("/"):
+            typer.echo(f"{line.split(maxsplit=1)[0]} is unknown. {_HELP}")
+        else:
+            self._answer(line)
+
+    def _answer(self, line: str) -> None:
+        """A turn that fails, or that Ctrl-C ends before its first word, leaves the history as it was."""
+        from hasten.bench.prompts import chat_prompt
+
+        asked = [*self._messages, {"role": "user", "content": line}]
+        live = LiveText(Console(file=sys.stdout, highlight=False), is_coloured=False)
+        try:
+            pieces = self._language_model.stream(
+                chat_prompt(self._language_model.tokenizer, asked), self._params
+            )
+            output = live.show(pieces)
+            if output is not None:
+                self._last = summary(output.stats)
+        except KeyboardInterrupt:
+            typer.echo(" ...", nl=False)
+        except HastenError as problem:
+            typer.secho(f"error: {problem}; /reset starts a new conversation", err=True)
+            return
+        typer.echo()
+        answer = live.shown.strip()
+        if answer:
+            self._messages = [*asked, {"role": "assistant", "content": answer}]

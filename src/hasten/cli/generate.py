@@ -1,0 +1,161 @@
+"""``hasten generate``: texts from prompts, live or as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from hasten.cli import options
+from hasten.cli.live import LiveText, summary
+from hasten.core import SamplingParams
+from hasten.errors import ConfigError, GenerationInterrupted, PromptError
+
+if TYPE_CHECKING:
+    from hasten.engine import LanguageModel, Output, Trace
+
+
+def generate(
+    model: options.Model,
+    *,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt. Repeatable.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="A .jsonl of prompts as for bench; any other file is one prompt.")
+    ] = None,
+    max_new_tokens: options.MaxNewTokens = 256,
+    temperature: options.Temperature = 0.0,
+    top_p: options.TopP = 1.0,
+    top_k: options.TopK = None,
+    min_p: options.MinP = 0.0,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    drafter: options.DrafterName = "auto",
+    num_draft_tokens: options.NumDraftTokens = None,
+    batch: Annotated[int, typer.Option(help="How many prompts are written side by side.")] = 1,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a prompt, with statistics.")
+    ] = False,
+    trace: Annotated[Path | None, typer.Option(help="Write one JSON line a decoding step.")] = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = None,
+    forward: options.ForwardName = "auto",
+    store: options.Store = None,
+) -> None:
+    """Continue one or more prompts. The text of a single prompt appears while it is written."""
+    params = SamplingParams(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        seed=seed,
+        stop=tuple(stop or ()),
+    )
+    if bool(prompt) == bool(file):
+        raise PromptError("give either --prompt TEXT or --file FILE")
+    language_model = options.load_model(
+        model, dtype=dtype, device=device, forward=forward, drafter=drafter, store=store
+    )
+    prompts = _read_prompts(file, language_model) if file else list(prompt or [])
+    with _saved_store(language_model, store), _open_trace(trace, language_model) as tracer:
+        if len(prompts) == 1 and not as_json:
+            _stream(language_model, prompts[0], params, num_draft_tokens, tracer)
+            return
+        arguments: dict[str, Any] = {"num_draft_tokens": num_draft_tokens, "trace": tracer}
+        try:
+            outputs = language_model.generate(prompts, params, batch_size=batch, **arguments)
+        except GenerationInterrupted as interrupted:
+            _print_outputs(prompts, interrupted.outputs, as_json)
+            raise
+        _print_outputs(prompts, outputs, as_json)
+
+
+def _read_prompts(path: Path, language_model: LanguageModel) -> list[Any]:
+    if path.suffix != ".jsonl":
+        try:
+            return [path.read_text(encoding="utf-8")]
+        except (OSError, UnicodeDecodeError) as problem:
+            raise PromptError(f"cannot read {str(path)!r} ({problem}); give a text file") from problem
+    from hasten.bench.prompts import chat_prompt, load_prompt_set
+
+    prompts: list[Any] = []
+    for conversation in load_prompt_set(str(path), language_model.target.vocab_size).conversations:
+        if len(conversation.turns) > 1:
+            raise PromptError(
+                f"{path} has a conversation of {len(conversation.turns)} turns; generate answers single "
+                "prompts, bench and chat several turns"
+            )
+        text = conversation.turns[0]
+        user = [{"role": "user", "content": text}]
+        prompts.append(chat_prompt(language_model.tokenizer, user) if conversation.is_chat else text)
+    return prompts
+
+
+@contextmanager
+def _saved_store(language_model: LanguageModel, store: Path | None) -> Iterator[None]:
+    """What was learnt is saved also when Ctrl-C ended the writing, but not after an error."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if store is not None:
+            language_model.save_store(store)
+        raise
+    if store is not None:
+        language_model.save_store(store)
+
+
+def _open_trace(path: Path | None, language_model: LanguageModel) -> Any:
+    if path is None:
+        return nullcontext()
+    from hasten.cli.trace import TraceWriter
+
+    return TraceWriter(path, language_model)
+
+
+def _stream(
+    language_model: LanguageModel,
+    prompt: Any,
+    params: SamplingParams,
+    num_draft_tokens: int | None,
+    trace: Trace | None,
+) -> None:
+    live = LiveText(Console(file=sys.stdout, highlight=False), is_coloured=False)
+    pieces = language_model.stream(prompt, params, num_draft_tokens=num_draft_tokens, trace=trace)
+    if language_model.tokenizer is None:
+        raise ConfigError("this model has no tokenizer, so there is no text to show; use --json")
+    try:
+        output = live.show(pieces)
+    except KeyboardInterrupt:
+        written = language_model.tokenizer.decode(live.token_ids, skip_special_tokens=True)
+        live.write_rest(str(written).rstrip("\ufffd"))
+        live.write("\n")
+        raise
+    live.write("\n")
+    if output is not None:
+        typer.secho(f"{summary(output.stats)}, seed {output.seed}", err=True, dim=True)
+
+
+def _print_outputs(prompts: list[Any], outputs: list[Output], as_json: bool) -> None:
+    for index, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):
+        if as_json:
+            typer.echo(json.dumps(_as_json(prompt, output), ensure_ascii=False))
+        else:
+            typer.secho(f"--- prompt {index + 1}: {summary(output.stats)}", err=True, dim=True)
+            typer.echo(output.text)
+
+
+def _as_json(prompt: Any, output: Output) -> dict[str, Any]:
+    return {
+        "prompt": prompt,
+        "text": output.text,
+        "token_ids": output.token_ids,
+        "finish_reason": output.finish_reason,
+        "seed": output.seed,
+        "stats": output.stats.as_dict(),
+    }

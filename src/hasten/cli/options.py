@@ -1,0 +1,60 @@
+"""Options that several commands share, and loading a model quietly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from hasten.engine import LanguageModel
+
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="demo, demo-draft, a local folder or a hub id.", show_default=False),
+]
+MaxNewTokens = Annotated[int, typer.Option(help="Write at most this many tokens.")]
+Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
+TopP = Annotated[float, typer.Option(help="Sample from the most likely tokens that hold this probability.")]
+TopK = Annotated[int | None, typer.Option(help="Sample from this many most likely tokens.")]
+MinP = Annotated[float, typer.Option(help="Leave out tokens less likely than this share of the best one's.")]
+Seed = Annotated[int | None, typer.Option(help="The same seed writes the same text. Default: a new one.")]
+Stop = Annotated[list[str] | None, typer.Option(help="End the text before this string. Repeatable.")]
+DrafterName = Annotated[
+    str, typer.Option("--drafter", help="auto, off (plain decoding), a system's name, or several with +.")
+]
+NumDraftTokens = Annotated[
+    int | None, typer.Option(help="A fixed size of the draft tree. Default: what pays on this machine.")
+]
+Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's), float32, float64, bfloat16 or float16.")]
+Device = Annotated[
+    str | None, typer.Option(help="Such as cpu or cuda:0. Default: the GPU where there is one.")
+]
+ForwardName = Annotated[
+    str, typer.Option("--forward", help="stock (transformers' own layers), packed (CPU) or auto (measure).")
+]
+Shape = Annotated[
+    str | None, typer.Option(help="Put the small model inside a network of the cost of 135m, 360m, 1b or 7b.")
+]
+Store = Annotated[
+    Path | None, typer.Option(help="Start with what this file holds, if it exists; save there afterwards.")
+]
+
+
+def load_model(
+    model: str, *, dtype: str, device: str | None, forward: str, drafter: str, store: Path | None
+) -> LanguageModel:
+    """As ``hasten.load``; a store is loaded only if the file is there already."""
+    import hasten
+
+    quiet_loading()
+    known = store if store is not None and store.exists() else None
+    return hasten.load(model, dtype=dtype, device=device, forward=forward, drafter=drafter, store=known)
+
+
+def quiet_loading() -> None:
+    """No progress bar for a load of less than a second; warnings stay."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,0 +1,65 @@
+"""Packed linear layers compute what the stock ones compute."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import build_model
+from torch import nn
+
+from hasten.core import SamplingParams
+from hasten.engine import LanguageModel
+from hasten.errors import ConfigError
+from hasten.models.causal_lm import CausalLM
+from hasten.models.packed import PackedLinear, pack_linears
+
+needs_mkldnn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
+
+
+@needs_mkldnn
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+@torch.inference_mode()
+def test_a_packed_layer_computes_the_same(bias, dtype, tolerance):
+    linear = nn.Linear(48, 80, bias=bias).to(dtype)
+    packed = PackedLinear(linear)
+    assert torch.equal(packed.weight, linear.weight)
+    for rows in (1, 3, 40):
+        states = torch.randn(2, rows, 48).to(dtype)
+        torch.testing.assert_close(packed(states), linear(states), rtol=0.02, atol=tolerance)
+
+
+@needs_mkldnn
+def test_a_packed_model_writes_the_same_text():
+    params = SamplingParams(max_new_tokens=24, ignore_eos=True)
+    stock = LanguageModel(CausalLM(build_model()), drafter="off").generate([5, 6, 7], params)
+    model = build_model()
+    assert pack_linears(model, always=True)
+    target = CausalLM(model)
+    assert target.probe.mode == "tree"
+    assert target.num_bytes() == CausalLM(build_model()).num_bytes()
+    assert LanguageModel(target, drafter="off").generate([5, 6, 7], params).token_ids == stock.token_ids
+
+
+@needs_mkldnn
+def test_packing_that_does_not_pay_changes_nothing(monkeypatch):
+    monkeypatch.setattr("hasten.models.packed._seconds", lambda layer, states: 1.0)
+    model = build_model()
+    assert not pack_linears(model)
+    assert not any(isinstance(module, PackedLinear) for module in model.modules())
+
+
+@needs_mkldnn
+def test_packing_that_pays_packs_every_layer(monkeypatch):
+    monkeypatch.setattr(
+        "hasten.models.packed._seconds", lambda layer, states: 0.5 if type(layer) is PackedLinear else 1.0
+    )
+    model = build_model()
+    assert pack_linears(model)
+    assert not any(type(module) is nn.Linear for module in model.modules())
+
+
+def test_what_cannot_be_packed_is_refused():
+    with pytest.raises(ConfigError, match=r"forward='packed'.*float32"):
+        pack_linears(build_model(dtype=torch.float64), always=True)
+    assert not pack_linears(build_model(dtype=torch.float64))

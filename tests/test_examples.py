@@ -1,0 +1,54 @@
+"""Every example and every Python block of the README runs, and says what it is there to say."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = {
+    "quickstart.py": r"48 tokens in \d+ steps.*\nthe same text: ",
+    "streaming.py": r"\d+ tokens by target",
+    "batch_and_samples.py": r"(?s)'Once upon a time' -> '.+the same samples without drafts: True",
+    "own_drafter.py": r"(?s)\d+ steps instead of \d+.+'repeats-itself'.+the same text: True",
+}
+
+
+def run_python(*arguments: str) -> str:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TERM": "dumb"}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_example_is_tested() -> None:
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(EXAMPLES)
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_example(name: str) -> None:
+    path = ROOT / "examples" / name
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 60
+    assert re.search(EXAMPLES[name], run_python(str(path)))
+
+
+def readme_blocks() -> list[str]:
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8") if readme.exists() else ""
+    return re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_readme_has_python_to_run() -> None:
+    assert readme_blocks(), "README.md has no ```python block"
+
+
+@pytest.mark.parametrize("number", range(len(readme_blocks())))
+def test_readme_block(number: int) -> None:
+    assert run_python("-c", readme_blocks()[number]).strip()

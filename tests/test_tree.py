@@ -1,0 +1,129 @@
+"""Draft trees: their masks, depths and prefixes, and what a hostile drafter can put into one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from adversaries import VOCAB, trees
+from hypothesis import given, strategies as st
+
+from hasten.errors import ConfigError
+from hasten.tree import ROOT, DraftTree
+
+FORK = DraftTree.from_paths([[11, 12, 13], [11, 14], [15]])
+
+
+def test_paths_with_a_common_beginning_share_nodes():
+    assert FORK.token_ids.tolist() == [11, 12, 13, 14, 15]
+    assert FORK.parents.tolist() == [ROOT, 0, 1, 0, ROOT]
+
+
+def test_a_chain_is_a_tree_with_one_path():
+    chain = DraftTree.chain([4, 5, 6], [0.9, 0.5, 0.1])
+    assert chain.parents.tolist() == [-1, 0, 1]
+    assert chain.depths().tolist() == [1, 2, 3]
+    assert chain.path_to(2) == [0, 1, 2]
+
+
+def test_child_is_found_by_parent_and_token():
+    assert FORK.child(ROOT, 15) == 4
+    assert FORK.child(0, 14) == 3
+    assert FORK.child(0, 15) is None
+
+
+def test_the_mask_of_a_fork_hides_siblings_and_cousins():
+    assert FORK.attention_mask().astype(int).tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 1, 0],
+        [1, 0, 0, 0, 0, 1],
+    ]
+
+
+def test_an_empty_tree_has_only_the_root():
+    assert DraftTree().attention_mask().tolist() == [[True]]
+    assert DraftTree().depths().tolist() == []
+    assert DraftTree().sanitised(10, 0).token_ids.tolist() == []
+
+
+@given(trees())
+def test_a_row_sees_exactly_the_root_its_ancestors_and_itself(tree):
+    mask = tree.attention_mask()
+    for node in range(len(tree)):
+        seen = {0, *(ancestor + 1 for ancestor in tree.path_to(node))}
+        assert set(np.flatnonzero(mask[node + 1])) == seen
+        assert tree.depths()[node] == len(tree.path_to(node))
+
+
+@given(trees(), st.integers(0, 14))
+def test_every_prefix_of_the_nodes_is_closed(tree, count):
+    head = tree.head(count)
+    assert len(head) == min(count, len(tree))
+    assert (head.parents < np.arange(len(head))).all()
+    for node in range(len(head)):
+        assert head.path_to(node) == tree.path_to(node)
+
+
+@given(trees(vocab=4), st.integers(0, 6))
+def test_sanitising_keeps_exactly_the_paths_that_can_be_verified(tree, max_depth):
+    clean = tree.sanitised(3, max_depth)
+    assert paths(clean) == first_appearances(tree, 3, max_depth)
+    assert len(set(zip(clean.parents.tolist(), clean.token_ids.tolist(), strict=True))) == len(clean)
+    assert clean.sanitised(3, max_depth) is clean
+
+
+def paths(tree):
+    return [tuple(tree.token_ids[tree.path_to(node)].tolist()) for node in range(len(tree))]
+
+
+def first_appearances(tree, vocab_size, max_depth):
+    """The paths of nodes all of whose ancestors are the first child with their token."""
+
+    def is_first(node):
+        return tree.child(int(tree.parents[node]), int(tree.token_ids[node])) == node
+
+    found = []
+    for node, path in enumerate(paths(tree)):
+        whole = tree.path_to(node)
+        if all(map(is_first, whole)) and len(path) <= max_depth and max(path) < vocab_size:
+            found.append(path)
+    return found
+
+
+def test_sanitising_drops_unknown_tokens_with_all_below_them():
+    tree = DraftTree([-7, 10**18, 4, VOCAB, VOCAB - 1, 8], [-1, -1, 0, -1, -1, 4])
+    assert paths(tree.sanitised(VOCAB, 9)) == [(VOCAB - 1,), (VOCAB - 1, 8)]
+
+
+def test_sanitising_keeps_scores_and_sources_with_their_nodes():
+    tree = DraftTree([5, 5, 6], [-1, -1, -1], [0.5, 0.4, 0.3], [0, 0, 1], ("a", "b"))
+    clean = tree.sanitised(VOCAB, 9)
+    assert clean.scores.tolist() == pytest.approx([0.5, 0.3])
+    assert [clean.source_names[source] for source in clean.sources] == ["a", "b"]
+
+
+@pytest.mark.parametrize("parents", [[0], [-2], [1, -1], [-1, 2, 1]])
+def test_a_parent_after_its_child_is_refused(parents):
+    with pytest.raises(ConfigError, match="parents"):
+        DraftTree([3, 4, 5][: len(parents)], parents).sanitised(9, 9)
+
+
+def test_a_parent_list_of_another_length_is_refused():
+    with pytest.raises(ConfigError, match="not a tree"):
+        DraftTree([3, 4], [-1]).sanitised(9, 9)
+
+
+def test_a_tree_can_be_drawn():
+    assert FORK.draw().splitlines()[:3] == ["(root)", "   11  p=1.00  draft", "      12  p=1.00  draft"]
+
+
+def test_the_module_draws_one_when_run():
+    shown = subprocess.run(
+        [sys.executable, "-m", "hasten.tree"], capture_output=True, text=True, check=True
+    ).stdout
+    assert shown.startswith("(root)")
