@@ -18,7 +18,8 @@ class RepeatsItself:
         for position in range(len(token_ids) - 2, -1, -1):
             if token_ids[position] == token_ids[-1]:
                 guess = token_ids[position + 1 : position + 1 + min(budget, 6)]
-                return DraftTree.chain(guess, [0.8 ** (depth + 1) for depth in range(len(guess))])
+                scores = [0.8 ** (depth + 1) for depth in range(len(guess))]
+                return DraftTree(guess, range(-1, len(guess) - 1), scores, source_names=(self.name,))
         return DraftTree()
 
     def observe(self, sequence, observation):

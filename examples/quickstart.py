@@ -2,7 +2,7 @@
 
 import hasten
 
-lm = hasten.load("demo")  # or a local folder, a hub id, or a transformers model
+lm = hasten.load("demo", dtype="float32")  # or a local folder, a hub id, or a transformers model
 prompt = "User: I want to book a table for two in San Jose.\nAssistant:"
 params = hasten.SamplingParams(max_new_tokens=48)
 
@@ -14,5 +14,4 @@ print(f"{output.stats.num_tokens} tokens in {output.stats.num_steps} steps,", en
 print(
     f"{output.stats.mean_acceptance_length:.2f} tokens a step; plain decoding: {plain.stats.num_steps} steps"
 )
-# In bfloat16 two tokens can score the same up to rounding; hasten.load("demo", dtype="float32") never differs.
 print("the same text:", output.token_ids == plain.token_ids)

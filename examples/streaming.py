@@ -20,4 +20,4 @@ for piece in lm.stream("Once upon a time, there was a cat.", hasten.SamplingPara
 
 console.print()
 for source, count in output.stats.tokens_per_source.most_common():
-    console.print(f"{count:3} tokens by ", Text(source, COLOURS.get(source, "magenta")))
+    console.print(f"{count:3} tokens by", Text(source, COLOURS.get(source, "magenta")))

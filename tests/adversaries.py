@@ -108,7 +108,9 @@ class Oracle(NoDrafter):
             for token in self._text[here : here + self._depth]
         ]
         wrong = [(token + 5) % VOCAB for token in right]
-        tree = DraftTree.from_paths([wrong[:2], right, [*right[:2], 11, 12], wrong[1:3]])
+        after = here + len(right[:2])
+        aside = [*right[:2], *((token + 9) % VOCAB for token in self._text[after : after + 2])]
+        tree = DraftTree.from_paths([wrong[:2], right, aside, wrong[1:3]])
         tree.scores = (0.1 ** tree.depths()).astype(np.float32)
         node = ROOT
         for depth, token in enumerate(right, start=1):

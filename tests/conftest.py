@@ -102,7 +102,11 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any], str]] = {
     "deepseek-mla": ("DeepseekV3Config", {**BASE, **MLA}, "tree"),
     "llama4-chunked": ("Llama4TextConfig", {**BASE, **CHUNKED}, "tree"),
     "bloom-alibi": ("BloomConfig", {**GPT, "hidden_size": 32}, "chain"),
-    "mpt-alibi": ("MptConfig", {"vocab_size": VOCAB, "d_model": 32, "n_layers": 2, "n_heads": 4, **ENDS}, "chain"),
+    "mpt-alibi": (
+        "MptConfig",
+        {"vocab_size": VOCAB, "d_model": 32, "n_layers": 2, "n_heads": 4, **ENDS},
+        "chain",
+    ),
     "gpt-neo-local": ("GPTNeoConfig", GPT_NEO, "chain"),
     "qwen3-next-hybrid": ("Qwen3NextConfig", {**BASE, **LINEAR}, SNAPSHOTS),
     "lfm2-hybrid": ("Lfm2Config", {**BASE, "layer_types": ["conv", "full_attention"]}, SNAPSHOTS),
@@ -123,14 +127,17 @@ def finest_dtype(name: str) -> torch.dtype:
     return torch.float32 if name in GROUPED_EXPERTS else torch.float64
 
 
-def build_model(name: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> Any:
+def build_model(
+    name: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any
+) -> Any:
     """A random model with weights large enough that its texts wander instead of looping.
 
     ``changes`` go into the config.
     """
     config_class, arguments, _ = ARCHITECTURES[name]
     torch.manual_seed(seed)
-    model = hf.AutoModelForCausalLM.from_config(getattr(hf, config_class)(**{**arguments, **changes}))
+    arguments = {**arguments, "tie_word_embeddings": False, **changes}  # tied models repeat the last token
+    model = hf.AutoModelForCausalLM.from_config(getattr(hf, config_class)(**arguments))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

@@ -6,7 +6,6 @@ drafted at all, because a run without drafts would pass everything.
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from adversaries import ADVERSARIES, EOS, VOCAB, Adversary, Oracle, trees
@@ -20,7 +19,7 @@ from transformers import (
 )
 
 import hasten
-from hasten.core import SamplingParams
+from hasten.core import Acceptance, SamplingParams
 from hasten.drafters import DRAFTERS, CombinedDrafter
 
 PERIODIC = [5, 9, 13, 22] * 5
@@ -74,6 +73,14 @@ def test_plain_greedy_is_generate_of_transformers(targets, plain, name):
     model = targets(name).forward.model
     for prompt, output in zip(PROMPTS, plain(name, "greedy"), strict=True):
         assert output.token_ids == transformers_greedy(model, prompt, 24)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_texts_of_the_battery_wander(plain, name):
+    """A model that repeats one token would agree with anything."""
+    distinct = [len(set(output.token_ids)) for output in plain(name, "greedy")]
+    assert sum(distinct) > 20
+    assert max(distinct) > 6
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "mpt-alibi", "lfm2-hybrid"])
@@ -244,7 +251,10 @@ def test_trained_models_write_the_text_of_transformers(folder):
 
 @pytest.mark.parametrize("prompt", ["User: What is 7 plus 8?\nAssistant:", "def add(a, b):\n    return"])
 def test_the_demo_model_writes_the_same_text_with_every_drafter(demo, prompt):
-    for params in (SamplingParams(max_new_tokens=40), SamplingParams(max_new_tokens=40, temperature=0.7, seed=5)):
+    for params in (
+        SamplingParams(max_new_tokens=40),
+        SamplingParams(max_new_tokens=40, temperature=0.7, seed=5),
+    ):
         expected = demo.generate(prompt, params, drafter="off")
         for drafter in DRAFTER_NAMES:
             found = demo.generate(prompt, params, drafter=drafter, num_draft_tokens=16)
@@ -253,12 +263,13 @@ def test_the_demo_model_writes_the_same_text_with_every_drafter(demo, prompt):
 
 def test_this_must_fail_accepting_a_wrong_token_shows(models, plain, monkeypatch):
     """The battery can fail: accept whatever was drafted first, and the text changes."""
-    from hasten.core import Acceptance
 
     def accept_all(tree, logits, sequence):
         path = tree.path_to(len(tree) - 1) if len(tree) else []
-        return Acceptance(path, [*tree.token_ids[path].tolist(), int(np.argmax(logits[0]))], "length")
+        return Acceptance(path, [*tree.token_ids[path].tolist(), int(logits[0].argmax())], "length")
 
     monkeypatch.setattr("hasten.decode.decode.__defaults__", (accept_all,))
-    found = models().generate(PROMPTS, GREEDY, drafter=Adversary(ADVERSARIES["end_inside"]), num_draft_tokens=9)
+    found = models().generate(
+        PROMPTS, GREEDY, drafter=Adversary(ADVERSARIES["end_inside"]), num_draft_tokens=9
+    )
     assert texts(found) != texts(plain("llama", "greedy"))

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = {
-    "quickstart.py": r"48 tokens in \d+ steps.*\nthe same text: ",
+    "quickstart.py": r"48 tokens in \d+ steps.*\nthe same text: True",
     "streaming.py": r"\d+ tokens by target",
     "batch_and_samples.py": r"(?s)'Once upon a time' -> '.+the same samples without drafts: True",
     "own_drafter.py": r"(?s)\d+ steps instead of \d+.+'repeats-itself'.+the same text: True",
@@ -22,7 +22,13 @@ EXAMPLES = {
 def run_python(*arguments: str) -> str:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TERM": "dumb"}
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, *arguments],
+        check=False,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -169,5 +169,7 @@ def test_this_must_fail_noise_keyed_by_step_would_change_the_text():
     one_by_one = [sampler.draws(logits[row : row + 1])(0, [0] * (row + 1)) for row in range(6)]
     draw = sampler.draws(logits)
     assert one_by_one == [draw(row, [0] * (row + 1)) for row in range(6)]
-    by_step = [int((logits[row] / 1.5 + torch.from_numpy(gumbel_noise(9, 0, 0, VOCAB))).argmax()) for row in range(6)]
+    by_step = [
+        int((logits[row] / 1.5 + torch.from_numpy(gumbel_noise(9, 0, 0, VOCAB))).argmax()) for row in range(6)
+    ]
     assert by_step != one_by_one

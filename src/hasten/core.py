@@ -57,7 +57,8 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
-        _require(self.temperature >= 0, "temperature", self.temperature, "0 (greedy) or more")
+        finite = 0 <= self.temperature < float("inf")
+        _require(finite, "temperature", self.temperature, "0 (greedy) or more, and finite")
         _require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "at least 1, or None for all")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
         _require(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1")

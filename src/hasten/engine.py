@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence as AbstractSequence
@@ -239,7 +240,10 @@ class LanguageModel:
                     "the prompt is empty; to start from nothing, give the token id of a start token"
                 )
             prompt = self.tokenizer(prompt)["input_ids"]
-        token_ids = [int(token_id) for token_id in prompt]
+        try:
+            token_ids = [operator.index(token_id) for token_id in prompt]
+        except TypeError as problem:
+            raise PromptError(f"a prompt is a text or token ids, which are integers: {problem}") from None
         vocab_size, limit = self.target.vocab_size, self.target.max_length
         if not token_ids:
             raise PromptError("the prompt has no tokens; give at least one")
@@ -292,7 +296,7 @@ class LanguageModel:
     def _output(self, job: _Job) -> Output:
         sequence = job.sequence
         text = job.stream
-        if text is None:
+        if text is None or sequence.finish_reason is None:  # a stream may be ahead of an interrupted sequence
             text = TextStream(self._detokenise)
             text.push(sequence.new_token_ids)
         text.finish()

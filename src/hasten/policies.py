@@ -68,6 +68,10 @@ class ForwardCost:
         knot = round(4 * np.log2(num_rows))
         self._samples.setdefault(knot, deque(maxlen=self._MEMORY)).append((num_rows, milliseconds))
 
+    @property
+    def is_known(self) -> bool:
+        return bool(self._samples)
+
     def __call__(self, num_rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """float64, one a row count; never falls as rows are added."""
         if not self._samples:
@@ -79,10 +83,12 @@ class ForwardCost:
         inside = np.interp(num_rows, rows, times)
         below = times[0] * self._prior(num_rows) / self._prior(rows[0])
         above = times[-1] * self._prior(num_rows) / self._prior(rows[-1])
-        return np.where(num_rows < rows[0], below, np.where(num_rows > rows[-1], above, inside))
+        outside = np.where(num_rows > rows[-1], above, inside)
+        return np.asarray(np.where(num_rows < rows[0], below, outside), np.float64)
 
     def _prior(self, num_rows: NDArray[np.generic]) -> NDArray[np.float64]:
-        return np.add(1, self._ROW_SHARE * np.asarray(num_rows, np.float64), dtype=np.float64)
+        share: NDArray[np.float64] = 1 + self._ROW_SHARE * np.asarray(num_rows, np.float64)
+        return share
 
 
 class CostPolicy:
@@ -103,7 +109,10 @@ class CostPolicy:
         self._usual_size = float(max_draft_tokens)
         self._gain = 1.5  # moving average of tokens per second over that of plain decoding
         self._num_awake = 0
-        self._num_asleep = 0
+        self._num_asleep = (
+            0 if self.cost.is_known else 1
+        )  # without knowing plain steps, all drafts seem cheap
+        self._is_drafting = True
         self._nap = 0
 
     def budget(self) -> int:
@@ -112,6 +121,7 @@ class CostPolicy:
         return int(min(self._max_draft_tokens, 8 + 2 * self._usual_size))
 
     def choose(self, trees: list[DraftTree]) -> list[DraftTree]:
+        self._is_drafting = not self._num_asleep
         if self._num_asleep:
             self._num_asleep -= 1
             return trees
@@ -128,10 +138,10 @@ class CostPolicy:
 
     def observe(self, num_rows: int, forward_ms: float, overhead_ms: float) -> None:
         self.cost.observe(num_rows, forward_ms)
-        if self._num_asleep:
-            self._plain_overhead_ms += 0.1 * (overhead_ms - self._plain_overhead_ms)
-        else:
+        if self._is_drafting:
             self._overhead_ms += 0.1 * (overhead_ms - self._overhead_ms)
+        else:
+            self._plain_overhead_ms += 0.1 * (overhead_ms - self._plain_overhead_ms)
 
     def _best_size(self, trees: Sequence[DraftTree]) -> tuple[int, float]:
         """(nodes a tree, expected speed over plain decoding)."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from conftest import shared_file
 from hasten.bench.prompts import (
     BUNDLED_PROMPTS,
     Conversation,
@@ -17,7 +18,6 @@ from hasten.bench.prompts import (
     stop_strings,
 )
 from hasten.errors import ConfigError, PromptError
-from conftest import shared_file
 
 
 def write_lines(path: Path, *rows: object) -> str:

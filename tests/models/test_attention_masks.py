@@ -33,7 +33,10 @@ def test_a_window_counts_positions_and_not_slots():
 def test_a_chunk_starts_at_a_multiple_of_its_size():
     key_positions = np.arange(8)[None]
     found = masks_of(
-        AttentionKinds({"chunked_attention": 3}), np.ones((1, 2, 8), np.bool_), np.array([[5, 6]]), key_positions
+        AttentionKinds({"chunked_attention": 3}),
+        np.ones((1, 2, 8), np.bool_),
+        np.array([[5, 6]]),
+        key_positions,
     )
     assert found.numpy()[0].astype(int).tolist() == [[0, 0, 0, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0, 1, 1]]
 

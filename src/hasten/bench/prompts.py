@@ -74,6 +74,15 @@ def load_prompt_set(source: str, vocab_size: int) -> PromptSet:
     return PromptSet(path.stem, tuple(conversations))
 
 
+def load_prompt_sets(sources: AbstractSequence[str], vocab_size: int) -> list[PromptSet]:
+    """Several at once. Raises PromptError as ``load_prompt_set``, ConfigError if two have the same name."""
+    sets = [load_prompt_set(source, vocab_size) for source in sources]
+    names = [prompt_set.name for prompt_set in sets]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"prompt sets {', '.join(names)} cannot be told apart; rename one of the files")
+    return sets
+
+
 def spread(conversations: AbstractSequence[Conversation], limit: int | None) -> list[Conversation]:
     """``limit`` of them, spread evenly over all: files are often sorted by topic."""
     if limit is None or limit >= len(conversations):

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from hasten.bench.methods import PLAIN
 from hasten.bench.records import Record, geometric_mean
 
-_COLUMNS = (
-    ("method", "left"),
-    ("prompts", "right"),
-    ("tokens", "right"),
-    ("tokens/s", "right"),
-    ("× plain", "right"),
-    ("× hf", "right"),
-    ("tokens a step", "right"),
-    ("identical", "left"),
-    ("draft", "right"),
-    ("forward", "right"),
-    ("verify", "right"),
-    ("other", "right"),
-    ("outside", "right"),
-    ("repeated", "right"),
-)
+_WIDE = 130
+"""A terminal of so many columns shows speed and times side by side."""
+
+_Column = tuple[str, Callable[[Record], str]]
 
 
 def print_report(console: Console, conditions: dict[str, Any], records: list[Record], note: str) -> None:
     """A table for every prompt set, the means over all sets, and what the numbers mean."""
     names = list(dict.fromkeys(record["prompt_set"] for record in records))
     caption = _caption(conditions)
+    groups = [_SPEED + _TIMES] if console.width >= _WIDE else [_SPEED, _TIMES]
     for name in names:
         chosen = [record for record in records if record["prompt_set"] == name]
-        console.print(_set_table(name, chosen, caption))
+        for columns in groups:
+            console.print(_set_table(name, chosen, columns, caption if columns is groups[-1] else None))
     if len(names) > 1:
         console.print(_mean_table(names, records, caption))
     if note:
@@ -65,31 +57,33 @@ def _caption(conditions: dict[str, Any]) -> str:
         model += f" at the cost of {conditions['shape'].upper()}"
     return (
         f"{model} ({conditions['parameters'] / 1e6:.1f} M parameters), {conditions['dtype']}, "
-        f"{conditions['threads']} threads, {conditions['processor']}, {sampling}, "
+        f"threads: {conditions['threads']}, {conditions['processor']}, {sampling}, "
         f"{conditions['max_new_tokens']} new tokens, {'cold' if conditions['is_cold'] else 'learning'} stores"
     )
 
 
-def _set_table(name: str, records: list[Record], caption: str) -> Table:
-    table = Table(title=name, caption=caption, title_justify="left", caption_justify="left")
-    for column, justify in _COLUMNS:
-        table.add_column(
-            column, justify="right" if justify == "right" else "left", no_wrap=column == "method"
-        )
+def _set_table(name: str, records: list[Record], columns: list[_Column], caption: str | None) -> Table:
+    title = f"{name}, {records[0]['prompts']} prompts"
+    table = _table(title, caption)
+    for column, _ in columns:
+        table.add_column(column, justify="left" if column == "identical" else "right")
     for record in records:
-        table.add_row(
-            record["method"],
-            str(record["prompts"]),
-            str(record["tokens"]),
-            f"{record['tokens_per_second']:.1f}",
-            _times(record["speedup"]),
-            _times(record["speedup_hf"]),
-            f"{record['mean_acceptance_length']:.2f}",
-            identical_word(record),
-            *(_milliseconds(record[f"{phase}_ms"]) for phase in ("draft", "forward", "verify", "other")),
-            "-" if record["outside_forward"] is None else f"{record['outside_forward']:.1f} %",
-            f"{100 * record['repeated_8grams']:.0f} %",
-        )
+        table.add_row(record["method"], *(cell(record) for _, cell in columns))
+    return table
+
+
+def _table(title: str, caption: str | None) -> Table:
+    """Its first column is the method. Without lines between columns, as a terminal of 80 must hold it."""
+    table = Table(
+        title=title,
+        caption=caption,
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    table.add_column("method", no_wrap=True)
     return table
 
 
@@ -97,8 +91,7 @@ def _mean_table(names: list[str], records: list[Record], caption: str) -> Table:
     """Speed-ups over transformers where it was measured, else over plain decoding."""
     key = "speedup_hf" if all(record["speedup_hf"] for record in records) else "speedup"
     title = f"geometric mean of the speed-up over {'hf' if key == 'speedup_hf' else PLAIN}"
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    table.add_column("method", no_wrap=True)
+    table = _table(title, caption)
     for name in names:
         table.add_column(name, justify="right")
     table.add_column("mean", justify="right", style="bold")
@@ -117,3 +110,25 @@ def _times(ratio: float | None) -> str:
 
 def _milliseconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} %"
+
+
+_SPEED: list[_Column] = [
+    ("tokens", lambda record: str(record["tokens"])),
+    ("tokens/s", lambda record: f"{record['tokens_per_second']:.1f}"),
+    ("× plain", lambda record: _times(record["speedup"])),
+    ("× hf", lambda record: _times(record["speedup_hf"])),
+    ("tokens a step", lambda record: f"{record['mean_acceptance_length']:.2f}"),
+    ("identical", identical_word),
+]
+_TIMES: list[_Column] = [
+    ("draft", lambda record: _milliseconds(record["draft_ms"])),
+    ("forward", lambda record: _milliseconds(record["forward_ms"])),
+    ("verify", lambda record: _milliseconds(record["verify_ms"])),
+    ("other", lambda record: _milliseconds(record["other_ms"])),
+    ("outside", lambda record: _percent(record["outside_forward"])),
+    ("repeated", lambda record: f"{100 * record['repeated_8grams']:.0f} %"),
+]

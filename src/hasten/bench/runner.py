@@ -88,10 +88,7 @@ class Benchmark:
             self._ways[True] = [self._ways[False][0], replay(CausalLM(self.stock[0]), 1)]
 
     def run(self, prompt_sets: AbstractSequence[PromptSet], progress: Progress | None = None) -> None:
-        """Raises PromptError when no prompt of a set fits into the context, ConfigError for equal names."""
-        names = [prompt_set.name for prompt_set in prompt_sets]
-        if len(set(names)) < len(names):
-            raise ConfigError(f"prompt sets {', '.join(names)} cannot be told apart; rename one of the files")
+        """Sets have different names. Raises PromptError when no prompt of a set fits into the context."""
         for prompt_set in prompt_sets:
             conversations = self._choose(prompt_set)
             for repetition in range(self.config.repeat):

@@ -44,12 +44,12 @@ def bench(
     dtype: options.Dtype = "auto",
     device: options.Device = None,
     forward: options.ForwardName = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: torch's choice.")] = None,
+    threads: options.Threads = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the records here.")] = None,
 ) -> None:
     """Measure speed, and check that every text is plain decoding's. Exit code 1 where one is not."""
     from hasten.bench.models import open_model
-    from hasten.bench.prompts import load_prompt_set
+    from hasten.bench.prompts import load_prompt_sets
     from hasten.bench.runner import BenchConfig
 
     config = BenchConfig(
@@ -62,26 +62,16 @@ def bench(
         is_cold=is_cold,
         repeat=repeat,
     )
-    _set_threads(threads)
+    options.set_threads(threads)
     options.quiet_loading()
     sources = [name for entry in prompts for name in _names(entry)]
     opened = open_model(model, dtype=dtype, device=device, forward=forward, shape=shape)
-    sets = [load_prompt_set(source, opened.language_model.target.vocab_size) for source in sources]
+    sets = load_prompt_sets(sources, opened.language_model.target.vocab_size)
     _measure(opened, config, sets, device, json_file)
 
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _set_threads(threads: int | None) -> None:
-    import torch
-
-    if threads is None:
-        return
-    if threads < 1:
-        raise ConfigError(f"threads={threads} cannot work; it must be at least 1")
-    torch.set_num_threads(threads)
 
 
 def _measure(

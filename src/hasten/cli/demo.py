@@ -51,6 +51,7 @@ def demo(
     max_new_tokens: options.MaxNewTokens = 64,
     temperature: options.Temperature = 0.0,
     dtype: Annotated[str, typer.Option(help="auto is bfloat16 where this machine has it.")] = "auto",
+    threads: options.Threads = None,
 ) -> None:
     """Watch a bundled model write the same text plainly and with hasten."""
     from hasten.bench.models import fastest_dtype, open_model
@@ -59,6 +60,7 @@ def demo(
     if shape not in _SHAPES:
         raise ConfigError(f"shape={shape!r} is unknown; choose {', '.join(_SHAPES)}")
     params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, seed=0)
+    options.set_threads(threads)
     options.quiet_loading()
     console = Console(file=sys.stdout, highlight=False)
     with console.status("loading the bundled model ..."):

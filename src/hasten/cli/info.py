@@ -54,20 +54,15 @@ def systems(as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(system) for system in SYSTEMS], indent=2))
         return
-    table = Table(title="systems", title_justify="left")
-    for column in ("name", "paper", "arXiv", "kind", "guarantee", "module", "in one line"):
-        table.add_column(column, no_wrap=column in ("name", "arXiv"))
+    # Seven columns do not fit into a terminal; name and description do.
+    table = Table(show_header=False, box=None, padding=(0, 2, 1, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
     for system in SYSTEMS:
-        table.add_row(
-            system.name,
-            system.title,
-            system.arxiv,
-            system.kind,
-            system.guarantee,
-            system.module,
-            system.summary,
-        )
-    Console().print(table)
+        paper = f"{system.title} (arXiv {system.arxiv})" if system.arxiv else system.title
+        nature = f"{system.kind}, {system.guarantee}, {system.module}"
+        table.add_row(system.name, f"{system.summary}\n{paper}\n{nature}")
+    Console(highlight=False).print(table)
 
 
 def _facts(opened: OpenModel) -> dict[str, Any]:

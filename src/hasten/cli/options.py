@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hasten.errors import ConfigError
+
 if TYPE_CHECKING:
     from hasten.engine import LanguageModel
 
@@ -37,6 +39,7 @@ ForwardName = Annotated[
 Shape = Annotated[
     str | None, typer.Option(help="Put the small model inside a network of the cost of 135m, 360m, 1b or 7b.")
 ]
+Threads = Annotated[int | None, typer.Option(help="CPU threads. Default: torch's choice.")]
 Store = Annotated[
     Path | None, typer.Option(help="Start with what this file holds, if it exists; save there afterwards.")
 ]
@@ -58,3 +61,14 @@ def quiet_loading() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def set_threads(threads: int | None) -> None:
+    """Raises ConfigError for fewer than one."""
+    import torch
+
+    if threads is None:
+        return
+    if threads < 1:
+        raise ConfigError(f"threads={threads} cannot work; it must be at least 1")
+    torch.set_num_threads(threads)

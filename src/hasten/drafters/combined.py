@@ -128,8 +128,14 @@ class CombinedDrafter:
                 parts[owner][name] = value
             elif key not in mine:
                 raise StoreError(f"{key} belongs to none of the drafters {self._set_names[-1]}")
-        for drafter in self.drafters:
-            drafter.restore(parts[drafter.name])
+        before = [drafter.state() for drafter in self.drafters]
+        try:
+            for drafter in self.drafters:
+                drafter.restore(parts[drafter.name])
+        except StoreError:
+            for drafter, learnt in zip(self.drafters, before, strict=True):
+                drafter.restore(learnt)
+            raise
         self._by_source = np.array(state["calibration/by_source"], np.float64)
         self._by_set = np.array(state["calibration/by_set"], np.float64)
 
@@ -139,6 +145,10 @@ def _is_calibration(counts: NDArray[np.generic]) -> bool:
     return bool(
         np.isfinite(values).all() and (values >= 0).all() and (values[..., 0] <= values[..., 1]).all()
     )
+
+
+# Kernels take plain arrays one by one, which keeps numba's calls cheap and its cache valid.
+# ruff: noqa: PLR0917
 
 
 @numba.njit(cache=True)
@@ -174,11 +184,12 @@ def _merge(all_tokens, all_parents, all_scores, ends, by_source, by_set):  # typ
             start = ends[source]
             source += 1
         parent = -1
-        conditional = np.float64(all_scores[i])
+        parent_score = 1.0
         if all_parents[i] >= 0:
             parent = merged[start + all_parents[i]]
-            conditional /= max(np.float64(all_scores[start + all_parents[i]]), 1e-9)
-        conditional = min(max(conditional, 1e-6), 1.0)
+            parent_score = max(np.float64(all_scores[start + all_parents[i]]), 1e-9)
+        conditional = np.float64(all_scores[i]) / parent_score
+        conditional = min(conditional, 1.0) if conditional > 1e-6 else 1e-6  # a NaN becomes 1e-6
         node = first_child[parent + 1]
         while node >= 0 and token_ids[node] != all_tokens[i]:
             node = next_sibling[node]
@@ -212,7 +223,7 @@ def _merge(all_tokens, all_parents, all_scores, ends, by_source, by_set):  # typ
 
 @numba.njit(cache=True)
 def _select(scores, parents, budget):  # type: ignore[no-untyped-def]
-    """The best nodes, best first, and their parents in that order. Closed: a child scores below its parent."""
+    """The best nodes, best first, and their parents in that order; closed, as children score lower."""
     order = np.argsort(-scores, kind="mergesort")[:budget]
     place = np.full(len(scores), -1, np.int64)
     new_parents = np.empty(len(order), np.int64)

@@ -39,7 +39,9 @@ def load_pretrained(
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
         raise ModelError(f"cannot load {name!r}: {problem}") from problem
-    return model.to(device=target_device).eval(), tokenizer
+    model.to(device=target_device)  # type: ignore[call-arg]  # transformers wraps nn.Module.to without self
+    model.eval()  # type: ignore[no-untyped-call]
+    return model, tokenizer
 
 
 def _resolve_source(name: str) -> str:

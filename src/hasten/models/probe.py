@@ -146,4 +146,6 @@ def _step_error(session: Session, reference: _Reference, text: list[int], tree: 
     rows = session.forward([tree])[0].float()
     ends = [text, *([*text, *tree.token_ids[tree.path_to(node)].tolist()] for node in range(len(tree)))]
     leaves_first = sorted(range(len(ends)), key=lambda row: -len(ends[row]))
-    return float(np.max([float((rows[row] - reference.logits(ends[row])).abs().max()) for row in leaves_first]))
+    return float(
+        np.max([float((rows[row] - reference.logits(ends[row])).abs().max()) for row in leaves_first])
+    )

@@ -1,0 +1,224 @@
+"""The union of several sources: one tree, best first, with scores that mean what they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from adversaries import Adversary, trees
+from hypothesis import given, settings, strategies as st
+
+from hasten.core import Acceptance, SamplingParams, Sequence, TopCandidates
+from hasten.drafters import AUTO, DRAFTERS, CombinedDrafter, NoDrafter, make_drafter
+from hasten.drafters.base import Observation
+from hasten.errors import ConfigError, StoreError
+from hasten.sampling import Sampler
+from hasten.stopping import StopConditions
+from hasten.tree import DraftTree
+
+
+def a_sequence():
+    params = SamplingParams()
+    return Sequence([1, 2, 3], 3, 99, Sampler(params), StopConditions(frozenset(), 96, None))
+
+
+class Source(NoDrafter):
+    """Proposes one tree."""
+
+    def __init__(self, name, tree, top_k=0):
+        self.name, self.tree, self.top_k = name, tree, top_k
+        self.told = []
+
+    def begin(self, sequence, prompt_candidates):
+        self.told.append(prompt_candidates)
+
+    def propose(self, sequence, budget):
+        return self.tree.head(budget)
+
+
+def union(*sources):
+    names = "abcdef"
+    return CombinedDrafter([Source(names[i], tree) for i, tree in enumerate(sources)])
+
+
+def paths(tree):
+    return {tuple(tree.token_ids[tree.path_to(node)].tolist()) for node in range(len(tree))}
+
+
+@settings(max_examples=60)
+@given(sources=st.lists(trees(vocab=4), min_size=1, max_size=4), seed=st.integers(0, 99))
+def test_the_union_holds_every_path_of_every_source_once(sources, seed):
+    rng = np.random.default_rng(seed)
+    for tree in sources:
+        tree.scores = rng.random(len(tree)).astype(np.float32)
+    merged = union(*sources).propose(a_sequence(), 999)
+    assert paths(merged) == set().union(*map(paths, sources))
+    assert merged.sanitised(97, 99) is merged  # no duplicate siblings, parents first
+
+
+@settings(max_examples=60)
+@given(sources=st.lists(trees(vocab=4), min_size=1, max_size=4), budget=st.integers(1, 12))
+def test_nodes_come_best_first_and_within_the_budget(sources, budget):
+    merged = union(*sources).propose(a_sequence(), budget)
+    assert len(merged) <= budget
+    assert (np.diff(merged.scores) <= 0).all()
+    assert (merged.parents < np.arange(len(merged))).all()
+    inner = merged.parents >= 0
+    assert (merged.scores[inner] <= merged.scores[merged.parents[inner]]).all()
+    assert ((merged.scores > 0) & (merged.scores < 1)).all()
+
+
+def test_a_node_names_all_its_sources():
+    tree = union(DraftTree.chain([5, 6]), DraftTree.from_paths([[5], [7]])).propose(a_sequence(), 9)
+    named = {int(tree.token_ids[node]): tree.source_names[tree.sources[node]] for node in range(len(tree))}
+    assert named == {5: "a+b", 6: "a", 7: "b"}
+
+
+def test_empty_sources_propose_an_empty_tree():
+    assert len(union(DraftTree(), DraftTree()).propose(a_sequence(), 9)) == 0
+    assert paths(union(DraftTree(), DraftTree.chain([4]), DraftTree()).propose(a_sequence(), 9)) == {(4,)}
+
+
+def test_a_fresh_union_believes_its_sources():
+    tree = union(DraftTree([5, 6], [-1, -1], [0.7, 0.2])).propose(a_sequence(), 9)
+    assert tree.token_ids.tolist() == [5, 6]
+    assert tree.scores.tolist() == pytest.approx([0.7, 0.2], abs=0.01)
+
+
+def teach(drafter, sequence, rng, chances, steps=3000):
+    """Each source's first token (10, 11, ...) is right with its own chance, one at most."""
+    for _ in range(steps):
+        tree = drafter.propose(sequence, 99)
+        drawn = rng.choice([*range(10, 10 + len(chances)), 90], p=[*chances, 1 - sum(chances)])
+        drafter.observe(sequence, Observation(tree, Acceptance([], [int(drawn)])))
+
+
+def test_scores_become_the_true_acceptance_rates():
+    """Both sources claim 0.5; one is right 60 % of the time and the other 10 %."""
+    drafter = union(DraftTree([10], [-1], [0.5]), DraftTree([11], [-1], [0.5]))
+    sequence = a_sequence()
+    teach(drafter, sequence, np.random.default_rng(0), [0.6, 0.1])
+    tree = drafter.propose(sequence, 9)
+    assert tree.token_ids.tolist() == [10, 11]
+    assert tree.scores.tolist() == pytest.approx([0.6, 0.1], abs=0.07)
+
+
+def test_deeper_nodes_are_calibrated_given_their_parents():
+    drafter, sequence = union(DraftTree.chain([10, 11], [0.9, 0.8])), a_sequence()
+    rng = np.random.default_rng(1)
+    for _ in range(3000):
+        tree = drafter.propose(sequence, 9)
+        written = [10, 11, 5] if rng.random() < 0.25 else [10, 6] if rng.random() < 1 / 3 else [7]
+        drafter.observe(sequence, Observation(tree, Acceptance([], written)))
+    assert drafter.propose(sequence, 9).scores.tolist() == pytest.approx([0.5, 0.25], abs=0.07)
+
+
+def test_agreement_of_sources_is_worth_what_it_proves_to_be():
+    """Alone each is right one time in five; where both agree, they are right."""
+    together = DraftTree([10], [-1], [0.3])
+    apart = DraftTree([11], [-1], [0.3])
+    drafter, sequence = union(together, together), a_sequence()
+    rng = np.random.default_rng(2)
+    for _ in range(1500):
+        for tree, right in ((together, 10), (apart, 11 if rng.random() < 0.2 else 90)):
+            drafter.drafters[1].tree = tree
+            proposed = drafter.propose(sequence, 9)
+            drafter.observe(sequence, Observation(proposed, Acceptance([], [right])))
+    drafter.drafters[1].tree = together
+    agreed = drafter.propose(sequence, 9).scores[0]
+    drafter.drafters[1].tree = apart
+    alone = drafter.propose(sequence, 9)
+    assert agreed > 0.85
+    assert alone.scores[alone.token_ids.tolist().index(11)] == pytest.approx(0.2, abs=0.1)
+
+
+def test_calibration_follows_a_text_that_changes():
+    drafter, sequence = union(DraftTree([10], [-1], [0.5])), a_sequence()
+    teach(drafter, sequence, np.random.default_rng(0), [0.95], 1000)
+    high = drafter.propose(sequence, 9).scores[0]
+    teach(drafter, sequence, np.random.default_rng(0), [0.05], 1000)
+    assert high > 0.85
+    assert drafter.propose(sequence, 9).scores[0] < 0.2
+
+
+def test_nodes_that_were_not_verified_are_judged_too():
+    drafter = union(DraftTree([10], [-1], [0.6]), DraftTree([11], [-1], [0.5]))
+    sequence = a_sequence()
+    for _ in range(200):
+        tree = drafter.propose(sequence, 1)
+        assert len(tree) == 1
+        drafter.observe(sequence, Observation(tree, Acceptance([], [11])))
+        if tree.token_ids[0] == 11:
+            break
+    assert tree.token_ids.tolist() == [11]
+
+
+def test_scores_of_hostile_sources_stay_probabilities():
+    hostile = DraftTree([4, 5, 6, 7], [-1, 0, 1, -1], [np.nan, -3.0, np.inf, 0.0])
+    tree = union(hostile, DraftTree.chain([4, 9], [0.5, 0.4])).propose(a_sequence(), 99)
+    assert paths(tree) == paths(hostile) | {(4,), (4, 9)}
+    assert ((tree.scores >= 0) & (tree.scores < 1)).all()
+
+
+def test_only_drafters_that_asked_see_candidates():
+    wants, does_not = Source("a", DraftTree(), top_k=4), Source("b", DraftTree())
+    drafter = CombinedDrafter([wants, does_not])
+    candidates = TopCandidates(np.zeros((2, 4), np.int64), np.zeros((2, 4), np.float32))
+    drafter.begin(a_sequence(), candidates)
+    assert drafter.top_k == 4
+    assert (wants.told, does_not.told) == ([candidates], [None])
+
+
+def test_a_finished_sequence_leaves_nothing_behind():
+    drafter, sequence = union(DraftTree.chain([5])), a_sequence()
+    drafter.begin(sequence, None)
+    drafter.propose(sequence, 9)
+    drafter.end(sequence)
+    assert not drafter._pools
+
+
+def test_what_was_learnt_can_be_saved_and_restored():
+    first = union(DraftTree([10], [-1], [0.5]), DraftTree([11], [-1], [0.5]))
+    teach(first, a_sequence(), np.random.default_rng(0), [0.7, 0.1], 500)
+    second = union(DraftTree([10], [-1], [0.5]), DraftTree([11], [-1], [0.5]))
+    second.restore({key: value.copy() for key, value in first.state().items()})
+    one, other = (drafter.propose(a_sequence(), 9) for drafter in (first, second))
+    assert np.array_equal(one.scores, other.scores)
+
+
+@pytest.mark.parametrize("key", ["calibration/by_source", "calibration/by_set"])
+@pytest.mark.parametrize("wrong", [-1.0, np.nan, np.inf])
+def test_counts_that_cannot_be_are_refused(key, wrong):
+    drafter = union(DraftTree())
+    state = {name: value.copy() for name, value in drafter.state().items()}
+    state[key][0, 0, 0] = wrong
+    with pytest.raises(StoreError, match=key):
+        drafter.restore(state)
+
+
+def test_more_accepted_than_seen_is_refused():
+    drafter = union(DraftTree())
+    state = {name: value.copy() for name, value in drafter.state().items()}
+    state["calibration/by_source"][..., 0] = 2
+    with pytest.raises(StoreError, match="by_source"):
+        drafter.restore(state)
+
+
+def test_a_state_of_other_drafters_is_refused():
+    with pytest.raises(StoreError, match="does not fit"):
+        union(DraftTree()).restore(union(DraftTree(), DraftTree()).state())
+    with pytest.raises(StoreError, match="belongs to none"):
+        union(DraftTree()).restore({**union(DraftTree()).state(), "z/table": np.zeros(3)})
+
+
+@pytest.mark.parametrize("count", [0, 7])
+def test_none_and_too_many_cannot_be_combined(count):
+    with pytest.raises(ConfigError, match=f"{count} drafters"):
+        CombinedDrafter([Adversary(None)] * count)
+
+
+def test_names_become_drafters():
+    assert make_drafter("off", 97).name == "off"
+    assert [one.name for one in make_drafter("auto", 97).drafters] == list(AUTO)
+    assert [one.name for one in make_drafter("suffix+aded", 97).drafters] == ["suffix", "aded"]
+    for name in DRAFTERS:
+        assert make_drafter(name, 97).name == name

@@ -1,0 +1,185 @@
+"""The loop: what drafters are told, what sessions are asked, and that nothing outlives a request."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from adversaries import EOS, Adversary, Oracle, Recorder, end_everywhere, random_tree
+from conftest import ARCHITECTURES
+
+from hasten.core import SamplingParams
+from hasten.models.causal_lm import CausalLM
+from hasten.models.tree_session import TreeSession
+from hasten.tree import DraftTree
+
+PROMPTS = [[5, 6, 7, 8], [40], [3, 60, 61, 62, 63, 3, 60]]
+PARAMS = SamplingParams(max_new_tokens=21, ignore_eos=True)
+
+
+def record(lm, prompts, params=PARAMS, top_k=0, inner=None):
+    recorder = Recorder(inner or Adversary(random_tree), top_k)
+    outputs = lm.generate(prompts, params, drafter=recorder, num_draft_tokens=12)
+    return recorder, outputs
+
+
+@pytest.mark.parametrize("depth", [1, 3, 4, 6])
+@pytest.mark.parametrize("name", ["llama", "bloom-alibi", "lfm2-hybrid", "rwkv"])
+def test_a_right_draft_saves_exactly_its_depth(models, name, depth):
+    lm = models(name)
+    plain = lm.generate(PROMPTS[0], PARAMS, drafter="off")
+    oracle = Oracle([*PROMPTS[0], *plain.token_ids], depth)
+    found = lm.generate(PROMPTS[0], PARAMS, drafter=oracle, num_draft_tokens=40)
+    assert found.stats.num_steps == math.ceil(21 / (depth + 1))
+    assert found.stats.num_tokens == 21
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_sequence_is_begun_once_and_ended_once(models, name):
+    recorder, _ = record(models(name), PROMPTS)
+    assert len(recorder.begun) == len(recorder.ended) == 3
+    assert {id(one) for one, _ in recorder.begun} == {id(one) for one in recorder.ended}
+
+
+def test_what_is_observed_adds_up_to_what_was_written(models):
+    recorder, outputs = record(models(), PROMPTS, SamplingParams(max_new_tokens=15))
+    for output in outputs:
+        mine = [
+            observation.acceptance.token_ids
+            for sequence, _, observation in recorder.observed
+            if sequence.token_ids[: sequence.prompt_length] == output.prompt_ids
+        ]
+        assert sum(mine, []) == output.token_ids
+
+
+@pytest.mark.parametrize("stop", ["stop token", "limit", "end of text"])
+def test_nothing_after_the_end_is_ever_observed(models, stop):
+    lm = models()
+    text = lm.generate(PROMPTS[0], PARAMS, drafter="off").token_ids
+    end = text.index(text[9]) + 1
+    params = {
+        "stop token": SamplingParams(max_new_tokens=21, stop_token_ids=[text[9]], ignore_eos=True),
+        "limit": SamplingParams(max_new_tokens=end, ignore_eos=True),
+        "end of text": SamplingParams(max_new_tokens=21),
+    }[stop]
+    if stop == "end of text":
+        lm.target.forward.model.generation_config.eos_token_id = text[9]
+    try:
+        for depth in (3, 5, 30):
+            recorder, output = record(lm, PROMPTS[0], params, inner=Oracle([*PROMPTS[0], *text], depth))
+            assert output.token_ids == text[:end]
+            assert output.finish_reason == ("length" if stop == "limit" else "stop")
+            seen = [token_ids for _, token_ids, _ in recorder.observed]
+            assert seen[-1] == [*PROMPTS[0], *text[:end]]
+            for _, _, observation in recorder.observed:
+                assert len(observation.acceptance.path) == len(observation.acceptance.token_ids) - 1
+    finally:
+        lm.target.forward.model.generation_config.eos_token_id = EOS
+
+
+def test_trees_never_reach_beyond_the_limit(models):
+    recorder, _ = record(models(), PROMPTS[0], inner=Adversary(lambda *_: DraftTree.chain([7] * 300)))
+    for _, token_ids, observation in recorder.observed:
+        before = len(token_ids) - len(observation.acceptance.token_ids)
+        assert len(observation.tree) < len(PROMPTS[0]) + 21 - before
+
+
+def test_an_end_of_text_in_every_draft_ends_nothing(models):
+    lm = models()
+    expected = lm.generate(PROMPTS, PARAMS, drafter="off")
+    _, found = record(lm, PROMPTS, inner=Adversary(end_everywhere))
+    assert [one.token_ids for one in found] == [one.token_ids for one in expected]
+
+
+@pytest.mark.parametrize("name", ["llama", "bloom-alibi", "lfm2-hybrid", "rwkv", "mamba-recurrent"])
+def test_candidates_are_the_models_own_for_every_node(models, name):
+    lm = models(name)
+    recorder, _ = record(lm, PROMPTS, top_k=4)
+    for sequence, candidates in recorder.begun:
+        expected = None if sequence.prompt_length == 1 else (sequence.prompt_length - 1, 4)
+        assert expected == (candidates.token_ids.shape if candidates else None)
+    assert {len(observation.tree) > 0 for *_, observation in recorder.observed} == {
+        False,
+        name != "mamba-recurrent",
+    }
+    for _, token_ids, observation in recorder.observed:
+        written = observation.acceptance.token_ids
+        before = token_ids[: len(token_ids) - len(written)]
+        for node in range(-1, len(observation.tree)):
+            tokens = observation.tree.token_ids[observation.tree.path_to(node)].tolist()
+            best = next_best(lm.target.forward, [*before, *tokens])
+            assert observation.candidates.token_ids[node + 1, 0] == best
+
+
+def next_best(forward, token_ids):
+    logits = forward(np.asarray([token_ids]), np.arange(len(token_ids))[None], None, None)
+    return int(logits[0, -1].argmax())
+
+
+def test_no_candidates_are_computed_unless_asked_for(models):
+    recorder, _ = record(models(), PROMPTS, top_k=0)
+    assert {candidates for _, candidates in recorder.begun} == {None}
+    assert {observation.candidates for *_, observation in recorder.observed} == {None}
+
+
+def test_statistics_add_up(models):
+    lm = models()
+    steps = []
+    text = lm.generate(PROMPTS[0], PARAMS, drafter="off").token_ids
+    found = lm.generate(
+        PROMPTS[0], PARAMS, drafter=Oracle([*PROMPTS[0], *text], 3), num_draft_tokens=20, trace=steps.append
+    ).stats
+    assert found.num_tokens == 21 == sum(size * count for size, count in found.acceptance_histogram.items())
+    assert found.num_steps == len(steps) == sum(found.acceptance_histogram.values())
+    assert found.num_draft_tokens == sum(len(step.gains[0].tree) for step in steps)
+    assert found.num_accepted_tokens == found.tokens_per_source["draft"]
+    assert found.tokens_per_source.total() == found.num_tokens
+    assert found.mean_acceptance_length == pytest.approx(21 / found.num_steps)
+    assert found.acceptance_rate == pytest.approx(found.num_accepted_tokens / found.num_draft_tokens)
+    assert found.as_dict()["num_accepted_tokens"] == found.num_accepted_tokens
+    for phase in ("draft", "forward", "verify", "other"):
+        traced = sum(step.milliseconds[phase] for step in steps)
+        assert getattr(found, f"{phase}_ms") == pytest.approx(traced)
+    assert found.total_ms > 0
+
+
+def test_plain_decoding_drafts_nothing(models):
+    found = models().generate(PROMPTS[0], PARAMS, drafter="off", num_draft_tokens=12).stats
+    assert (found.num_draft_tokens, found.num_steps, found.mean_acceptance_length) == (0, 21, 1.0)
+
+
+def drafts_change_the_text(models):
+    lm = models("gemma3")
+    expected = lm.generate(PROMPTS, PARAMS, drafter="off")
+    oracles = [Oracle([*out.prompt_ids, *out.token_ids], 4, error_rate=0.3) for out in expected]
+    found = [
+        lm.generate(out.prompt_ids, PARAMS, drafter=oracle, num_draft_tokens=20)
+        for out, oracle in zip(expected, oracles, strict=True)
+    ]
+    return [one.token_ids for one in found] != [one.token_ids for one in expected]
+
+
+def test_this_must_fail_an_accepted_path_that_is_not_kept(models, monkeypatch):
+    assert not drafts_change_the_text(models)
+    keep = TreeSession.keep
+
+    def forgetful(session, acceptances):
+        starts = [type(one)(list(range(len(one.path))), one.token_ids) for one in acceptances]
+        keep(session, starts)
+
+    monkeypatch.setattr(TreeSession, "keep", forgetful)
+    assert drafts_change_the_text(models)
+
+
+def test_this_must_fail_a_root_that_is_cached_twice(models, monkeypatch):
+    prefill = TreeSession.prefill
+    monkeypatch.setattr(
+        TreeSession,
+        "prefill",
+        lambda session, prompts, top_k=0: prefill(session, [[*one, one[-1]] for one in prompts], top_k),
+    )
+    lm = models()
+    expected = CausalLM(lm.target.forward.model, mode="chain")
+    found = lm.generate(PROMPTS[0], PARAMS, drafter="off").token_ids
+    assert found != type(lm)(expected, drafter="off").generate(PROMPTS[0], PARAMS).token_ids
