@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DATA ?= ../shared/data/prompts
 
 .PHONY: demo test check bench clean
 
@@ -28,7 +29,7 @@ check: $(READY)
 	@wc -l $$(git ls-files 'src/*.py') | sort -n | tail -12
 
 bench: $(READY)
-	bench/run.sh
+	HASTEN=$(BIN)/hasten bench/run.sh $(DATA) out/bench
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache src/*.egg-info

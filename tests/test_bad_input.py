@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from adversaries import VOCAB, Adversary
-from conftest import build_model
 
 import hasten
+from adversaries import VOCAB, Adversary
+from conftest import build_model
 from hasten.core import SamplingParams
 from hasten.engine import LanguageModel
 from hasten.errors import ConfigError, ModelError, PromptError

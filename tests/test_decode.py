@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
+
 from adversaries import EOS, Adversary, Oracle, Recorder, end_everywhere, random_tree
 from conftest import ARCHITECTURES
-
 from hasten.core import SamplingParams
 from hasten.models.causal_lm import CausalLM
 from hasten.models.tree_session import TreeSession
@@ -50,7 +51,7 @@ def test_what_is_observed_adds_up_to_what_was_written(models):
             for sequence, _, observation in recorder.observed
             if sequence.token_ids[: sequence.prompt_length] == output.prompt_ids
         ]
-        assert sum(mine, []) == output.token_ids
+        assert list(itertools.chain(*mine)) == output.token_ids
 
 
 @pytest.mark.parametrize("stop", ["stop token", "limit", "end of text"])

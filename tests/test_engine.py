@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from adversaries import VOCAB, Adversary, Oracle, Recorder, random_tree
-from conftest import build_model, shared_file
 from hypothesis import given, settings, strategies as st
 
 import hasten
+from adversaries import VOCAB, Adversary, Oracle, Recorder, random_tree
+from conftest import build_model, shared_file
 from hasten.core import SamplingParams
 from hasten.drafters import DRAFTERS
 from hasten.engine import LanguageModel

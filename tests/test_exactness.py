@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from adversaries import ADVERSARIES, EOS, VOCAB, Adversary, Oracle, trees
-from conftest import ARCHITECTURES, DRAFTING, finest_dtype, shared_file
 from hypothesis import given, settings, strategies as st
 from transformers import (
     LogitsProcessorList,
@@ -19,6 +17,8 @@ from transformers import (
 )
 
 import hasten
+from adversaries import ADVERSARIES, EOS, VOCAB, Adversary, Oracle, trees
+from conftest import ARCHITECTURES, DRAFTING, finest_dtype, shared_file
 from hasten.core import Acceptance, SamplingParams
 from hasten.drafters import DRAFTERS, CombinedDrafter
 

@@ -20,7 +20,7 @@ def pass_time(row_ms):
     return lambda rows: 10 + row_ms * (rows - 1)
 
 
-def run(policy, trees, steps, row_ms, overhead_ms=0.1, plain_overhead_ms=0.05):
+def run(policy, trees, steps, row_ms, *, overhead_ms=0.1, plain_overhead_ms=0.05):
     """``steps`` steps of one batch; returns the sizes of the trees that were verified, None while asleep."""
     sizes = []
     for _ in range(steps):

@@ -152,7 +152,7 @@ def test_unusable_logits_are_an_error_that_names_the_position(temperature, value
     logits[1, 33] = value
     draw = Sampler(SamplingParams(temperature=temperature)).draws(logits)
     draw(0, [1, 2])
-    with pytest.raises(ModelError, match="position 3.*float32"):
+    with pytest.raises(ModelError, match=r"position 3.*float32"):
         draw(1, [1, 2, 3])
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from conftest import shared_file
 from hypothesis import example, given, settings, strategies as st
 from transformers import AutoTokenizer
 
+from conftest import shared_file
 from hasten.models.bundled_models import bundled_path
 from hasten.stopping import StopConditions, TextStream
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import build_model
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import hasten
+from conftest import build_model
 from hasten.core import SamplingParams
 from hasten.drafters import AUTO, DRAFTERS
 from hasten.drafters.store import load_store, save_store

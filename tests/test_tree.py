@@ -7,9 +7,9 @@ import sys
 
 import numpy as np
 import pytest
-from adversaries import VOCAB, trees
 from hypothesis import given, strategies as st
 
+from adversaries import VOCAB, trees
 from hasten.errors import ConfigError
 from hasten.tree import ROOT, DraftTree
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from adversaries import trees
 from hypothesis import given, strategies as st
 
+from adversaries import trees
 from hasten.core import SamplingParams, Sequence
 from hasten.sampling import Sampler
 from hasten.stopping import StopConditions

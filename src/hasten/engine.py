@@ -241,7 +241,7 @@ class LanguageModel:
                 )
             prompt = self.tokenizer(prompt)["input_ids"]
         try:
-            token_ids = [operator.index(token_id) for token_id in prompt]
+            token_ids = [operator.index(token_id) for token_id in cast(AbstractSequence[int], prompt)]
         except TypeError as problem:
             raise PromptError(f"a prompt is a text or token ids, which are integers: {problem}") from None
         vocab_size, limit = self.target.vocab_size, self.target.max_length

@@ -56,9 +56,14 @@ class DraftTree:
         return f"DraftTree(token_ids={self.token_ids.tolist()}, parents={self.parents.tolist()})"
 
     @classmethod
-    def chain(cls, token_ids: Sequence[int], scores: Sequence[float] | None = None) -> DraftTree:
+    def chain(
+        cls,
+        token_ids: Sequence[int],
+        scores: Sequence[float] | None = None,
+        source_names: tuple[str, ...] = ("draft",),
+    ) -> DraftTree:
         """A tree with one path."""
-        return cls(token_ids, np.arange(-1, len(token_ids) - 1), scores)
+        return cls(token_ids, np.arange(-1, len(token_ids) - 1), scores, source_names=source_names)
 
     @classmethod
     def from_paths(cls, paths: Iterable[Sequence[int]]) -> DraftTree:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from adversaries import Adversary, trees
 from hypothesis import given, settings, strategies as st
 
+from adversaries import Adversary, trees
 from hasten.core import Acceptance, SamplingParams, Sequence, TopCandidates
 from hasten.drafters import AUTO, DRAFTERS, CombinedDrafter, NoDrafter, make_drafter
 from hasten.drafters.base import Observation

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from adversaries import VOCAB
 from conftest import ARCHITECTURES, finest_dtype
-
 from hasten.core import Acceptance
 from hasten.models.chain_session import best_chain
 from hasten.models.probe import SESSIONS
@@ -45,7 +45,7 @@ def test_any_history_gives_the_logits_of_a_fresh_pass(targets, name):
         ]
         session.keep(steps)
         for text, step in zip(texts, steps, strict=True):
-            text += step.token_ids
+            text.extend(step.token_ids)
     session.retain([2, 0])
     check_step(forward, session, [texts[2], texts[0]], [DraftTree(), session.fit(DraftTree.chain([3]))])
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import build_model
 
 import hasten
+from conftest import build_model
 from hasten.errors import ConfigError, ModelError
 from hasten.models.loading import load_pretrained, resolve_device, resolve_dtype
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import build_model
 from torch import nn
 
+from conftest import build_model
 from hasten.core import SamplingParams
 from hasten.engine import LanguageModel
 from hasten.errors import ConfigError

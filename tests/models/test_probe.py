@@ -7,8 +7,8 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES, build_model
 
+from conftest import ARCHITECTURES, build_model
 from hasten.errors import ConfigError, ModelError
 from hasten.models.attention import AttentionKinds
 from hasten.models.causal_lm import CausalLM

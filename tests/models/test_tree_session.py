@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from adversaries import VOCAB, trees
-from conftest import ARCHITECTURES, finest_dtype
 from hypothesis import given, settings, strategies as st
 
+from adversaries import VOCAB, trees
+from conftest import ARCHITECTURES, finest_dtype
 from hasten.core import Acceptance
 from hasten.models.tree_session import TreeSession
 from hasten.tree import DraftTree
@@ -63,7 +63,7 @@ def walk(forward, session, rng, num_steps, prompts=PROMPTS):
         acceptances = [an_acceptance(rng, tree) for tree in rows]
         session.keep(acceptances)
         for text, acceptance in zip(texts, acceptances, strict=True):
-            text += acceptance.token_ids
+            text.extend(acceptance.token_ids)
     return texts
 
 

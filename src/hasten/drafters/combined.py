@@ -189,7 +189,7 @@ def _merge(all_tokens, all_parents, all_scores, ends, by_source, by_set):  # typ
             parent = merged[start + all_parents[i]]
             parent_score = max(np.float64(all_scores[start + all_parents[i]]), 1e-9)
         conditional = np.float64(all_scores[i]) / parent_score
-        conditional = min(conditional, 1.0) if conditional > 1e-6 else 1e-6  # a NaN becomes 1e-6
+        conditional = np.float64(min(conditional, 1.0) if conditional > 1e-6 else 1e-6)  # NaN: 1e-6
         node = first_child[parent + 1]
         while node >= 0 and token_ids[node] != all_tokens[i]:
             node = next_sibling[node]

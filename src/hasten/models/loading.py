@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from hasten.errors import ConfigError, ModelError
 from hasten.models.bundled_models import BUNDLED, bundled_path
@@ -32,6 +33,8 @@ def load_pretrained(
     target_device = resolve_device(device)
     torch_dtype = resolve_dtype(dtype, target_device)
     source = _resolve_source(name)
+    if name in BUNDLED:
+        logging.disable_progress_bar()  # nothing to wait for
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(
@@ -39,6 +42,9 @@ def load_pretrained(
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
         raise ModelError(f"cannot load {name!r}: {problem}") from problem
+    finally:
+        if name in BUNDLED:
+            logging.enable_progress_bar()
     model.to(device=target_device)  # type: ignore[call-arg]  # transformers wraps nn.Module.to without self
     model.eval()  # type: ignore[no-untyped-call]
     return model, tokenizer
