@@ -44,7 +44,7 @@ SUFFIX_SYSTEM = System(
     kind="training-free drafter",
     guarantee="exact",
     module="hasten.drafters.suffix",
-    summary="trees of what followed the text's last tokens, by how often, here and in past responses",
+    summary="trees of what followed the last tokens, by how often, here and in past responses (suffix)",
 )
 SAM_SYSTEM = System(
     name="sam-decoding",
@@ -53,7 +53,7 @@ SAM_SYSTEM = System(
     kind="training-free drafter",
     guarantee="exact",
     module="hasten.drafters.suffix",
-    summary="longest match by suffix automaton, in constant time per token",
+    summary="longest match by suffix automaton, in constant time per token (suffix)",
 )
 
 MAX_MATCH = 32
