@@ -7,6 +7,7 @@ while, stops asking the drafter at all.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Sequence
@@ -63,22 +64,24 @@ class ForwardCost:
 
     def __init__(self) -> None:
         self._samples: dict[int, deque[tuple[int, float]]] = {}
+        self._knots: dict[int, tuple[float, float]] = {}  # mean rows, median milliseconds
 
     def observe(self, num_rows: int, milliseconds: float) -> None:
-        knot = round(4 * np.log2(num_rows))
-        self._samples.setdefault(knot, deque(maxlen=self._MEMORY)).append((num_rows, milliseconds))
+        knot = round(4 * math.log2(num_rows))
+        samples = self._samples.setdefault(knot, deque(maxlen=self._MEMORY))
+        samples.append((num_rows, milliseconds))
+        rows, times = zip(*samples, strict=True)
+        self._knots[knot] = (sum(rows) / len(rows), statistics.median(times))
 
     @property
     def is_known(self) -> bool:
-        return bool(self._samples)
+        return bool(self._knots)
 
     def __call__(self, num_rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """float64, one a row count; never falls as rows are added."""
-        if not self._samples:
+        if not self._knots:
             return self._prior(num_rows)
-        knots = [self._samples[knot] for knot in sorted(self._samples)]
-        rows = np.array([statistics.fmean(row for row, _ in knot) for knot in knots])
-        times = np.array([statistics.median(ms for _, ms in knot) for knot in knots])
+        rows, times = np.array([self._knots[knot] for knot in sorted(self._knots)]).T
         times = np.minimum.accumulate(times[::-1])[::-1]  # more rows were faster: the slow sample was noise
         inside = np.interp(num_rows, rows, times)
         below = times[0] * self._prior(num_rows) / self._prior(rows[0])
@@ -100,6 +103,7 @@ class CostPolicy:
 
     _AWAKE_STEPS = 12
     _MAX_NAP = 96
+    _LOOKUP_EVERY = 4
 
     def __init__(self, cost: ForwardCost | None = None, max_draft_tokens: int = MAX_DRAFT_TOKENS) -> None:
         self.cost = cost or ForwardCost()
@@ -109,11 +113,13 @@ class CostPolicy:
         self._usual_size = float(max_draft_tokens)
         self._gain = 1.5  # moving average of tokens per second over that of plain decoding
         self._num_awake = 0
-        self._num_asleep = (
-            0 if self.cost.is_known else 1
-        )  # without knowing plain steps, all drafts seem cheap
+        # A plain step first where none is known: without its price every draft would seem cheap.
+        self._num_asleep = 0 if self.cost.is_known else 1
         self._is_drafting = True
         self._nap = 0
+        self._lookups = 0
+        self._priced_batch = 0
+        self._prices: NDArray[np.float64] = np.empty(0)
 
     def budget(self) -> int:
         if self._num_asleep:
@@ -143,15 +149,23 @@ class CostPolicy:
         else:
             self._plain_overhead_ms += 0.1 * (overhead_ms - self._plain_overhead_ms)
 
+    def _pass_times(self, batch: int) -> NDArray[np.float64]:
+        """t for trees of 0, 1, 2, ... nodes; looked up anew every few steps, as it changes slowly."""
+        self._lookups -= 1
+        if self._lookups < 0 or self._priced_batch != batch:
+            self._lookups, self._priced_batch = self._LOOKUP_EVERY, batch
+            self._prices = self.cost(batch * np.arange(1, self._max_draft_tokens + 2))
+        return self._prices
+
     def _best_size(self, trees: Sequence[DraftTree]) -> tuple[int, float]:
         """(nodes a tree, expected speed over plain decoding)."""
-        largest = max(map(len, trees))
-        sizes = np.arange(largest + 1)
-        tokens = np.zeros(largest + 1)
-        for tree in trees:
-            gained = 1 + np.concatenate(([0.0], np.cumsum(tree.scores, dtype=np.float64)))
-            tokens += np.pad(gained, (0, largest + 1 - len(gained)), mode="edge")
-        passes = self.cost(len(trees) * (sizes + 1))
+        largest = min(self._max_draft_tokens, max(map(len, trees)))
+        gained = np.zeros((len(trees), largest + 1))
+        gained[:, 0] = 1
+        for row, tree in enumerate(trees):
+            gained[row, 1 : 1 + len(tree)] = tree.scores[:largest]
+        tokens = gained.sum(axis=0).cumsum()
+        passes = self._pass_times(len(trees))[: largest + 1]
         speeds = tokens / (passes + self._overhead_ms)
         size = int(np.argmax(speeds))
         plain = len(trees) / (passes[0] + min(self._plain_overhead_ms, self._overhead_ms))

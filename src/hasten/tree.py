@@ -31,7 +31,7 @@ class DraftTree:
         source_names: the drafters' names.
     """
 
-    __slots__ = ("_children", "parents", "scores", "source_names", "sources", "token_ids")
+    __slots__ = ("_children", "_depths", "parents", "scores", "source_names", "sources", "token_ids")
 
     def __init__(
         self,
@@ -48,6 +48,7 @@ class DraftTree:
         self.sources = np.zeros(count, np.int64) if sources is None else np.asarray(sources, np.int64)
         self.source_names = source_names
         self._children: dict[tuple[int, int], int] | None = None
+        self._depths: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -92,12 +93,12 @@ class DraftTree:
 
     def depths(self) -> NDArray[np.int64]:
         """int64 [nodes]; children of the root have depth 1."""
-        depths = np.zeros(len(self), np.int64)
-        ancestors = np.arange(len(self))
-        while (inside := ancestors != ROOT).any():
-            depths += inside
-            ancestors = np.where(inside, self.parents[ancestors], ROOT)
-        return depths
+        if self._depths is None:
+            depths = [0] * (len(self) + 1)  # the root's is the last
+            for node, parent in enumerate(self.parents.tolist()):
+                depths[node] = depths[parent] + 1
+            self._depths = np.array(depths[:-1], np.int64)
+        return self._depths
 
     def attention_mask(self) -> NDArray[np.bool_]:
         """bool [nodes + 1, nodes + 1]: row i may see column j. Row and column 0 are the root."""
@@ -144,7 +145,7 @@ class DraftTree:
         depths = self.depths()
         known = (self.token_ids >= 0) & (self.token_ids < vocab_size) & (depths <= max_depth)
         edges = (self.parents + 1) * vocab_size + self.token_ids
-        if known.all() and len(np.unique(edges)) == count:
+        if known.all() and len(set(edges.tolist())) == count:
             return self
         new_index = {ROOT: ROOT}
         seen: set[int] = set()

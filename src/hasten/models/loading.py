@@ -34,7 +34,7 @@ def load_pretrained(
     torch_dtype = resolve_dtype(dtype, target_device)
     source = _resolve_source(name)
     if name in BUNDLED:
-        logging.disable_progress_bar()  # nothing to wait for
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # nothing to wait for
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(
@@ -44,7 +44,7 @@ def load_pretrained(
         raise ModelError(f"cannot load {name!r}: {problem}") from problem
     finally:
         if name in BUNDLED:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     model.to(device=target_device)  # type: ignore[call-arg]  # transformers wraps nn.Module.to without self
     model.eval()  # type: ignore[no-untyped-call]
     return model, tokenizer
