@@ -2,7 +2,7 @@
 
 One row and many rows are multiplied in a different order, so their logits differ in the last bits. In float32
 that is never an excuse: texts must be equal. In bfloat16 and float16 the first token that differs may be
-excused if, right there, the scores of the two tokens are closer than the passes themselves are to each other.
+excused if, right there, the gap between the two tokens' scores is no larger than gaps differ between passes.
 After an excused token the texts are different texts, and nothing more can be said.
 """
 
@@ -21,6 +21,9 @@ from hasten.sampling import Sampler
 from hasten.tree import DraftTree
 
 Verdict = Literal["same", "near tie", "different"]
+
+REPLAY_ROWS = (1, 4, 8, 16, 32)
+"""Row counts of the passes whose difference is the noise."""
 
 LogitsAfter = Callable[[list[int], list[int]], torch.Tensor]
 """(prompt token ids, written token ids) -> float32 [vocab], the logits of the next token."""
@@ -67,11 +70,16 @@ def compare(
         return Agreement("different", position)
     common = plain_ids[:position]
     logits = [way(prompt_ids, common).float() for way in ways]
-    noise = max((float((a - b).abs().max()) for a, b in combinations(logits, 2)), default=0.0)
+    noise = max((_gap_noise(a - b) for a, b in combinations(logits, 2)), default=0.0)
     noise = max(noise, least_noise) / (params.temperature or 1.0)
     scores = Sampler(params, seed, 0).scores(logits[0], [*prompt_ids, *common])
     gap = float((scores[plain_ids[position]] - scores[token_ids[position]]).abs())
     return Agreement("near tie" if gap <= noise else "different", position, gap, noise)
+
+
+def _gap_noise(difference: torch.Tensor) -> float:
+    """The most that the gap between any two tokens moves between two passes; each of them may move."""
+    return float(difference.max() - difference.min())
 
 
 def is_exact(dtype: torch.dtype) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence as AbstractSequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hasten.bench.agreement import Agreement, LogitsAfter, compare, is_exact, replay
+from hasten.bench.agreement import REPLAY_ROWS, Agreement, LogitsAfter, compare, is_exact, replay
 from hasten.bench.methods import BASELINES, PLAIN, Answer, HastenMethod, Method, TransformersMethod
 from hasten.bench.models import OpenModel
 from hasten.bench.prompts import USER_STOP, Conversation, PromptSet, chat_prompt, spread
@@ -15,7 +15,6 @@ from hasten.engine import LanguageModel
 from hasten.errors import ConfigError, PromptError
 from hasten.models.causal_lm import CausalLM
 
-_REPLAY_ROWS = (1, 8, 24)
 _WARM_UP_TOKENS = 32
 
 Progress = Callable[[str, int, int], None]
@@ -80,7 +79,7 @@ class Benchmark:
         target, tokenizer = self._target, self._language_model.tokenizer
         names, is_cold = self.config.methods, self.config.is_cold
         self._methods = [HastenMethod(name, target, tokenizer, is_cold=is_cold) for name in names]
-        self._ways[False] = [replay(target, num_rows) for num_rows in _REPLAY_ROWS]
+        self._ways[False] = [replay(target, num_rows) for num_rows in REPLAY_ROWS]
         if self.config.baselines:
             if self.stock is None:
                 raise ConfigError("baselines need a second, stock copy of the model; give stock=")

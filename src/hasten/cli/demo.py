@@ -143,14 +143,14 @@ class _Stopwatch:
 
 
 def _verdict(opened: OpenModel, params: SamplingParams, plain: Output, hasten: Output) -> str:
-    from hasten.bench.agreement import compare, is_exact, replay
+    from hasten.bench.agreement import REPLAY_ROWS, compare, is_exact, replay
 
     target = opened.language_model.target
     return compare(
         plain.prompt_ids,
         plain.token_ids,
         hasten.token_ids,
-        ways=[replay(target, num_rows) for num_rows in (1, 8, 24)],
+        ways=[replay(target, num_rows) for num_rows in REPLAY_ROWS],
         params=params,
         seed=plain.seed,
         least_noise=target.probe.noise,
