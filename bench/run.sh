@@ -12,8 +12,9 @@ fi
 data=$1
 output=$2
 hasten=${HASTEN:-hasten}
-common=(demo --shape 135m --dtype bfloat16 --limit "${LIMIT:-8}" --max-new-tokens "${TOKENS:-128}")
-all=(--methods plain,auto,token-recycling,aded,suffix,copyspec,prompt-lookup --baselines hf,hf-prompt-lookup)
+size=(--limit "${LIMIT:-8}" --max-new-tokens "${TOKENS:-128}")
+common=(demo --shape 135m --dtype bfloat16 "${size[@]}")
+all=(--methods plain,auto,token-recycling,token-recycling+suffix,aded,suffix,copyspec,prompt-lookup --baselines hf,hf-prompt-lookup)
 few=(--methods plain,auto --baselines hf)
 real=()
 for name in gsm8k_test_400 humaneval mt_redundant spec_bench_half; do
@@ -31,4 +32,8 @@ run "${all[@]}" "${real[@]}" --temperature 0.7 --json "$output/temperature-0.7.j
 run "${all[@]}" --prompts repeat --json "$output/repeat.json"
 run "${few[@]}" --prompts random:16 --json "$output/random.json"
 run "${few[@]}" "${real[@]}" --temperature 1.0 --json "$output/temperature-1.0.json"
+# The small model itself in float32, where every text must be the same token for token, without excuse.
+common=(demo --dtype float32 "${size[@]}")
+run "${all[@]}" "${real[@]}" --json "$output/float32-greedy.json"
+run "${all[@]}" "${real[@]}" --temperature 0.7 --json "$output/float32-temperature-0.7.json"
 exit "$status"
