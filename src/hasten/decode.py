@@ -11,6 +11,7 @@ import torch
 from hasten.core import Acceptance, Sequence
 from hasten.drafters.base import Drafter, Observation
 from hasten.models.causal_lm import CausalLM
+from hasten.models.session import Session
 from hasten.policies import DraftPolicy
 from hasten.sampling import top_candidates
 from hasten.tree import DraftTree
@@ -71,15 +72,8 @@ def decode(
     session = model.open()
     begun: list[Sequence] = []
     try:
+        _prefill(model, session, drafter, active, begun)
         clock = _Clock()
-        prompts = session.prefill([sequence.token_ids for sequence in active], drafter.top_k)
-        model.synchronize()
-        clock.lap("prefill")
-        for sequence, candidates in zip(active, prompts, strict=True):
-            begun.append(sequence)
-            drafter.begin(sequence, candidates)
-            sequence.stats.prefill_ms = clock.spent["prefill"]
-        clock.lap("draft")
         while active:
             trees = _propose(drafter, policy, active, model.vocab_size)
             trees = [session.fit(tree) for tree in trees]
@@ -112,6 +106,20 @@ def decode(
     finally:
         for sequence in begun:
             drafter.end(sequence)
+
+
+def _prefill(
+    model: CausalLM, session: Session, drafter: Drafter, active: list[Sequence], begun: list[Sequence]
+) -> None:
+    clock = _Clock()
+    prompts = session.prefill([sequence.token_ids for sequence in active], drafter.top_k)
+    model.synchronize()
+    for sequence, candidates in zip(active, prompts, strict=True):
+        begun.append(sequence)
+        drafter.begin(sequence, candidates)
+    clock.lap("prefill")
+    for sequence in active:
+        sequence.stats.prefill_ms = clock.spent["prefill"]
 
 
 def _propose(
@@ -159,5 +167,4 @@ def _account(gains: list[Gain], spent: dict[str, float]) -> None:
         stats.tokens_per_source.update(gain.sources())
         for phase, milliseconds in spent.items():
             name = f"{phase}_ms"
-            if phase != "prefill":
-                setattr(stats, name, getattr(stats, name) + milliseconds)
+            setattr(stats, name, getattr(stats, name) + milliseconds)
