@@ -19,12 +19,12 @@ EXAMPLES = {
 }
 
 
-def run_python(*arguments: str) -> str:
+def run_python(*arguments: str, folder: Path = ROOT) -> str:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TERM": "dumb"}
     done = subprocess.run(
         [sys.executable, *arguments],
         check=False,
-        cwd=ROOT,
+        cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
@@ -56,5 +56,5 @@ def test_readme_has_python_to_run() -> None:
 
 
 @pytest.mark.parametrize("number", range(len(readme_blocks())))
-def test_readme_block(number: int) -> None:
-    assert run_python("-c", readme_blocks()[number]).strip()
+def test_readme_block(number: int, tmp_path: Path) -> None:
+    assert run_python("-c", readme_blocks()[number], folder=tmp_path).strip()
