@@ -11,6 +11,8 @@ import pytest
 from adversaries import EOS, Adversary, Oracle, Recorder, end_everywhere, random_tree
 from conftest import ARCHITECTURES
 from hasten.core import SamplingParams
+from hasten.drafters import CombinedDrafter
+from hasten.errors import ConfigError
 from hasten.models.causal_lm import CausalLM
 from hasten.models.tree_session import TreeSession
 from hasten.tree import DraftTree
@@ -184,3 +186,90 @@ def test_this_must_fail_a_root_that_is_cached_twice(models, monkeypatch):
     expected = CausalLM(lm.target.forward.model, mode="chain")
     found = lm.generate(PROMPTS[0], PARAMS, drafter="off").token_ids
     assert found != type(lm)(expected, drafter="off").generate(PROMPTS[0], PARAMS).token_ids
+
+
+class Fused(Adversary):
+    """Appends a row of its own below the root and below every node, and keeps what it sees of them."""
+
+    top_k = 0
+
+    def __init__(self, make, extra=None):
+        super().__init__(make)
+        self._extra = extra
+        self.rows = []
+
+    def extend(self, sequence, tree):
+        count = len(tree)
+        tokens = [*tree.token_ids, *([90] * (count + 1))]
+        parents = [*tree.parents, *range(-1, count)]
+        return self._extra(tree) if self._extra else DraftTree(tokens, parents)
+
+    def observe(self, sequence, observation):
+        self.rows.append((sequence.token_ids[:], observation))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "bloom-alibi", "lfm2-hybrid"])
+def test_extra_rows_see_their_ancestors_and_are_never_accepted(models, name):
+    lm = models(name)
+    plain = lm.generate(PROMPTS, PARAMS, drafter="off")
+    drafter = Fused(random_tree)
+    found = lm.generate(PROMPTS, PARAMS, drafter=drafter, num_draft_tokens=6)
+    assert [one.token_ids for one in found] == [one.token_ids for one in plain]
+    extended = 0
+    for token_ids, observation in drafter.rows:
+        tree = observation.tree
+        rows = observation.logits[len(tree) + 1 :]
+        before = token_ids[: len(token_ids) - len(observation.acceptance.token_ids)]
+        for node, row in zip(range(-1, len(tree)), rows, strict=False):
+            path = tree.token_ids[tree.path_to(node)].tolist()
+            assert int(row.argmax()) == next_best(lm.target.forward, [*before, *path, 90])
+            extended += 1
+    assert extended > (60 if ARCHITECTURES[name][2] == "tree" else 0)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        lambda tree: DraftTree([7], [-1]),
+        lambda tree: DraftTree([*tree.token_ids, 10**9], [*tree.parents, -1]),
+        lambda tree: DraftTree([*tree.token_ids, *[3] * 300], [*tree.parents, *range(-1, 299)]),
+        lambda tree: DraftTree(),
+    ],
+)
+def test_extra_rows_that_cannot_be_computed_are_left_out(models, extra):
+    lm = models()
+    plain = lm.generate(PROMPTS, PARAMS, drafter="off")
+    drafter = Fused(lambda *_: DraftTree([5, 6, 9], [-1, 0, -1]), extra)
+    found = lm.generate(PROMPTS, PARAMS, drafter=drafter, num_draft_tokens=6)
+    assert [one.token_ids for one in found] == [one.token_ids for one in plain]
+    drafted = [one for _, one in drafter.rows if len(one.tree)]
+    assert drafted
+    assert all(len(one.logits) == len(one.tree) + 1 for one in drafted)
+
+
+class Attached(Adversary):
+    """Notes whose caches it could look into."""
+
+    def __init__(self):
+        super().__init__(random_tree)
+        self.batches = []
+
+    def attach(self, session, sequences):
+        self.batches.append(list(sequences))
+
+
+def test_a_self_drafter_knows_which_row_is_whose(models):
+    drafter = Attached()
+    params = SamplingParams(max_new_tokens=30, stop_token_ids=[7, 20, 33, 71], temperature=0.8, seed=2)
+    outputs = models().generate(PROMPTS, params, drafter=CombinedDrafter([drafter]), num_draft_tokens=6)
+    lengths = sorted({len(one.token_ids) for one in outputs})
+    assert len(drafter.batches[0]) == 3
+    assert len(drafter.batches) >= len(lengths)
+    for earlier, later in itertools.pairwise(drafter.batches):
+        assert later == [one for one in earlier if one in later]
+        assert all(one.finish_reason for one in earlier if one not in later)
+
+
+def test_two_drafters_with_extra_rows_cannot_share_a_pass():
+    with pytest.raises(ConfigError, match="adversary"):
+        CombinedDrafter([Fused(random_tree), Fused(random_tree)])

@@ -20,10 +20,11 @@ import hasten
 from adversaries import ADVERSARIES, EOS, VOCAB, Adversary, Oracle, trees
 from conftest import ARCHITECTURES, DRAFTING, finest_dtype, shared_file
 from hasten.core import Acceptance, SamplingParams
-from hasten.drafters import DRAFTERS, CombinedDrafter
+from hasten.drafters import DRAFTERS, CombinedDrafter, Resources
 
 PERIODIC = [5, 9, 13, 22] * 5
 PROMPTS = [PERIODIC, [40], [3, 60, 61, 62, 63, 3, 60], [88, 87, 86], [30, 31, 30, 31, 30, 31, 33, 30, 31]]
+MANY = [[*PROMPTS[row % len(PROMPTS)], 10 + row] for row in range(16)]
 DRAFTER_NAMES = [*sorted(DRAFTERS), "auto"]
 
 GREEDY = SamplingParams(max_new_tokens=24, ignore_eos=True)
@@ -41,14 +42,15 @@ def texts(outputs):
 
 @pytest.fixture(scope="module")
 def plain(models):
-    """plain(name, params) -> the outputs of plain decoding, each prompt alone."""
+    """plain(name, params, many) -> the outputs of plain decoding, each prompt alone."""
     known = {}
 
-    def get(name, params_name):
-        if (name, params_name) not in known:
-            lm, params = models(name), PARAMS[params_name]
-            known[name, params_name] = [lm.generate(prompt, params, drafter="off") for prompt in PROMPTS]
-        return known[name, params_name]
+    def get(name, params_name, many=False):
+        key = (name, params_name, many)
+        if key not in known:
+            lm, params, prompts = models(name), PARAMS[params_name], MANY if many else PROMPTS
+            known[key] = [lm.generate(prompt, params, drafter="off") for prompt in prompts]
+        return known[key]
 
     return get
 
@@ -119,6 +121,23 @@ def test_every_drafter_writes_the_plain_text_on_every_architecture(models, plain
         assert (drafted > 0) == (ARCHITECTURES[name][2] != "off")
 
 
+@pytest.mark.parametrize("batch_size", [4, 16])
+@pytest.mark.parametrize("drafter", ["off", *DRAFTER_NAMES])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "bloom-alibi", "lfm2-hybrid"])
+def test_batches_write_what_each_prompt_gets_alone(models, plain, name, drafter, batch_size):
+    lm = models(name)
+    for params in ("sampled", "ending"):
+        for num_draft_tokens in (9, None):
+            found = lm.generate(
+                MANY,
+                PARAMS[params],
+                drafter=drafter,
+                num_draft_tokens=num_draft_tokens,
+                batch_size=batch_size,
+            )
+            assert texts(found) == texts(plain(name, params, many=True))
+
+
 @pytest.mark.parametrize("drafter", [*DRAFTER_NAMES, "suffix+token-recycling"])
 @pytest.mark.parametrize("params", PARAMS)
 def test_every_drafter_is_exact_cold_and_warm(models, plain, params, drafter):
@@ -163,7 +182,7 @@ def test_hostile_drafters_change_nothing(models, plain, name, adversary, params)
 @pytest.mark.parametrize("adversary", ADVERSARIES)
 def test_hostile_drafters_change_nothing_under_the_cost_policy_or_in_a_union(models, plain, adversary):
     make = ADVERSARIES[adversary]
-    union = CombinedDrafter([Adversary(make), DRAFTERS["token-recycling"](VOCAB)])
+    union = CombinedDrafter([Adversary(make), DRAFTERS["token-recycling"](Resources(VOCAB))])
     for drafter, size in ((Adversary(make), None), (union, 30), (union, None)):
         found = models().generate(PROMPTS, SAMPLED, drafter=drafter, num_draft_tokens=size)
         assert texts(found) == texts(plain("llama", "sampled"))

@@ -127,3 +127,19 @@ def test_the_module_draws_one_when_run():
         [sys.executable, "-m", "hasten.tree"], capture_output=True, text=True, check=True
     ).stdout
     assert shown.startswith("(root)")
+
+
+@given(trees(), st.integers(0, 12))
+def test_what_is_kept_of_a_tree_keeps_its_laws(tree, count):
+    probs = np.arange(3.0 * len(tree), dtype=np.float32).reshape(len(tree), 3)
+    lawful = DraftTree(tree.token_ids, tree.parents, draft_probs=probs)
+    assert np.array_equal(lawful.head(count).draft_probs, probs[:count])
+    clean = lawful.sanitised(VOCAB, 4)
+    kept = [probs.tolist().index(law) for law in clean.draft_probs.tolist()]
+    assert clean.token_ids.tolist() == tree.token_ids[kept].tolist()
+
+
+@given(trees(), st.integers(0, 12))
+def test_a_tree_begins_what_was_appended_to_it(tree, count):
+    assert tree.head(count).begins(tree)
+    assert not DraftTree([*tree.token_ids, 3], [*tree.parents, -1]).begins(tree)

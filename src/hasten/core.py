@@ -159,6 +159,14 @@ class TokenSampler(Protocol):
         """
         ...
 
+    def guess(self, logits: torch.Tensor, position: int) -> int:
+        """The token that logits [vocab] would give at a position, logits processors left out.
+
+        For drafters: it is drawn with the noise the target will draw that position with, so a draft from
+        similar logits mostly agrees. Changes nothing.
+        """
+        ...
+
 
 class StopRule(Protocol):
     """Sees every written token once, in order, and says when the sequence ends."""
@@ -179,6 +187,8 @@ class Sequence:
     stop_rule: StopRule
     stats: DecodeStats = field(default_factory=DecodeStats)
     finish_reason: FinishReason | None = None
+    source_ids: AbstractSequence[int] = ()
+    """what an encoder-decoder model reads: the encoder's token ids"""
 
     @property
     def new_token_ids(self) -> list[int]:

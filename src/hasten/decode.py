@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from hasten.core import Acceptance, Sequence
-from hasten.drafters.base import Drafter, Observation
+from hasten.drafters.base import Drafter, FusedDrafter, Observation, SelfDrafter
 from hasten.models.causal_lm import CausalLM
 from hasten.models.session import Session
 from hasten.policies import DraftPolicy
@@ -69,16 +69,19 @@ def decode(
     whenever a step is yielded, so the generator may be closed at any time.
     """
     active = list(sequences)
-    session = model.open()
+    session = model.open(active)
     begun: list[Sequence] = []
     try:
         _prefill(model, session, drafter, active, begun)
+        _attach(drafter, session, active)
         clock = _Clock()
         while active:
-            trees = _propose(drafter, policy, active, model.vocab_size)
+            budget = policy.budget()
+            trees = _propose(drafter, policy, budget, active, model.vocab_size)
             trees = [session.fit(tree) for tree in trees]
+            extended = _extend(drafter, session, active, trees, model.vocab_size) if budget else trees
             clock.lap("draft")
-            logits = session.forward(trees)
+            logits = session.forward(extended)
             model.synchronize()
             clock.lap("forward")
             acceptances = [verify(*row) for row in zip(trees, logits, active, strict=True)]
@@ -98,6 +101,7 @@ def decode(
                 active = _retire(finished, active, drafter, begun)
                 if active:
                     session.retain([row for row in range(len(gains)) if row not in finished])
+                    _attach(drafter, session, active)
             clock.lap("other")
             spent["other"] += clock.spent.pop("other")
             _account(gains, spent)
@@ -123,10 +127,9 @@ def _prefill(
 
 
 def _propose(
-    drafter: Drafter, policy: DraftPolicy, active: list[Sequence], vocab_size: int
+    drafter: Drafter, policy: DraftPolicy, budget: int, active: list[Sequence], vocab_size: int
 ) -> list[DraftTree]:
     """Trees no deeper than a sequence may still grow: its last token is the target's own."""
-    budget = policy.budget()
     if not budget:
         return policy.choose([DraftTree() for _ in active])
     trees = [
@@ -136,6 +139,29 @@ def _propose(
     return policy.choose(trees)
 
 
+def _attach(drafter: Drafter, session: Session, active: list[Sequence]) -> None:
+    if isinstance(drafter, SelfDrafter):
+        drafter.attach(session, active)
+
+
+def _extend(
+    drafter: Drafter,
+    session: Session,
+    active: list[Sequence],
+    trees: list[DraftTree],
+    vocab_size: int,
+) -> list[DraftTree]:
+    """The trees with the extra rows of a fused drafter, where the model can take them."""
+    if not isinstance(drafter, FusedDrafter):
+        return trees
+    extended = []
+    for sequence, tree in zip(active, trees, strict=True):
+        larger = drafter.extend(sequence, tree)
+        clean = session.fit(larger.sanitised(vocab_size, sequence.num_remaining))
+        extended.append(larger if tree.begins(larger) and len(clean) == len(larger) else tree)
+    return extended
+
+
 def _commit(gain: Gain) -> None:
     sequence, acceptance = gain.sequence, gain.acceptance
     sequence.token_ids += acceptance.token_ids
@@ -143,8 +169,8 @@ def _commit(gain: Gain) -> None:
 
 
 def _observation(gain: Gain, logits: torch.Tensor, top_k: int) -> Observation:
-    candidates = top_candidates(logits, top_k) if top_k else None
-    return Observation(gain.tree, gain.acceptance, candidates)
+    candidates = top_candidates(logits[: len(gain.tree) + 1], top_k) if top_k else None
+    return Observation(gain.tree, gain.acceptance, candidates, logits)
 
 
 def _retire(

@@ -104,9 +104,16 @@ class Sampler:
             for process in self.processors:
                 scores = process(input_ids, scores)
             scores = scores[0]
+        return self._noisy(scores, len(token_ids))
+
+    def guess(self, logits: torch.Tensor, position: int) -> int:
+        """See TokenSampler."""
+        return int(self._noisy(logits.float(), position).argmax())
+
+    def _noisy(self, scores: torch.Tensor, position: int) -> torch.Tensor:
         if self.params.temperature == 0:
             return scores
-        noise = gumbel_noise(self.seed, self.sample, len(token_ids), scores.numel())
+        noise = gumbel_noise(self.seed, self.sample, position, scores.numel())
         return warp(scores, self.params) + torch.from_numpy(noise).to(scores.device)
 
 

@@ -29,9 +29,20 @@ class DraftTree:
             ancestors*; 1.0 everywhere if omitted.
         sources: int [nodes], an index into source_names for the drafter that proposed the node.
         source_names: the drafters' names.
+        draft_probs: float32 [nodes, vocab], the law each node's token was sampled from, where it was; for
+            verification rules that use it. None: the tokens were chosen, not sampled.
     """
 
-    __slots__ = ("_children", "_depths", "parents", "scores", "source_names", "sources", "token_ids")
+    __slots__ = (
+        "_children",
+        "_depths",
+        "draft_probs",
+        "parents",
+        "scores",
+        "source_names",
+        "sources",
+        "token_ids",
+    )
 
     def __init__(
         self,
@@ -40,6 +51,7 @@ class DraftTree:
         scores: Sequence[float] | NDArray[np.floating] | None = None,
         sources: Sequence[int] | NDArray[np.integer] | None = None,
         source_names: tuple[str, ...] = ("draft",),
+        draft_probs: NDArray[np.float32] | None = None,
     ) -> None:
         self.token_ids = np.asarray(token_ids, dtype=np.int64)
         self.parents = np.asarray(parents, dtype=np.int64)
@@ -47,6 +59,7 @@ class DraftTree:
         self.scores = np.ones(count, np.float32) if scores is None else np.asarray(scores, np.float32)
         self.sources = np.zeros(count, np.int64) if sources is None else np.asarray(sources, np.int64)
         self.source_names = source_names
+        self.draft_probs = draft_probs
         self._children: dict[tuple[int, int], int] | None = None
         self._depths: NDArray[np.int64] | None = None
 
@@ -122,13 +135,7 @@ class DraftTree:
         """The first ``count`` nodes: ancestor-closed, because parents come first."""
         if count >= len(self):
             return self
-        return DraftTree(
-            self.token_ids[:count],
-            self.parents[:count],
-            self.scores[:count],
-            self.sources[:count],
-            self.source_names,
-        )
+        return self.select(slice(count), self.parents[:count])
 
     def sanitised(self, vocab_size: int, max_depth: int) -> DraftTree:
         """The part that can be verified: known tokens, no duplicate siblings, no deeper than max_depth.
@@ -155,9 +162,19 @@ class DraftTree:
                 seen.add(edge)
                 new_index[node] = len(kept)
                 kept.append(node)
-        parents = [new_index[parent] for parent in self.parents[kept].tolist()]
-        return DraftTree(
-            self.token_ids[kept], parents, self.scores[kept], self.sources[kept], self.source_names
+        return self.select(kept, [new_index[parent] for parent in self.parents[kept].tolist()])
+
+    def select(self, nodes: slice | list[int], parents: list[int] | NDArray[np.int64]) -> DraftTree:
+        """These nodes, ancestors included, with their parents in the new numbering."""
+        probs = None if self.draft_probs is None else self.draft_probs[nodes]
+        tokens, scores, sources = self.token_ids[nodes], self.scores[nodes], self.sources[nodes]
+        return DraftTree(tokens, parents, scores, sources, self.source_names, probs)
+
+    def begins(self, other: DraftTree) -> bool:
+        """Whether the first nodes of the other tree are this tree."""
+        count = len(self)
+        return np.array_equal(self.token_ids, other.token_ids[:count]) and np.array_equal(
+            self.parents, other.parents[:count]
         )
 
     def draw(self) -> str:

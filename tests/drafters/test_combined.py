@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from adversaries import Adversary, trees
 from hasten.core import Acceptance, SamplingParams, Sequence, TopCandidates
-from hasten.drafters import AUTO, DRAFTERS, CombinedDrafter, NoDrafter, make_drafter
+from hasten.drafters import AUTO, DRAFTERS, CombinedDrafter, NoDrafter, Resources, make_drafter
 from hasten.drafters.base import Observation
 from hasten.errors import ConfigError, StoreError
 from hasten.sampling import Sampler
@@ -217,8 +217,8 @@ def test_none_and_too_many_cannot_be_combined(count):
 
 
 def test_names_become_drafters():
-    assert make_drafter("off", 97).name == "off"
-    assert [one.name for one in make_drafter("auto", 97).drafters] == list(AUTO)
-    assert [one.name for one in make_drafter("suffix+aded", 97).drafters] == ["suffix", "aded"]
+    assert make_drafter("off", Resources(97)).name == "off"
+    assert [one.name for one in make_drafter("auto", Resources(97)).drafters] == list(AUTO)
+    assert [one.name for one in make_drafter("suffix+aded", Resources(97)).drafters] == ["suffix", "aded"]
     for name in DRAFTERS:
-        assert make_drafter(name, 97).name == name
+        assert make_drafter(name, Resources(97)).name == name

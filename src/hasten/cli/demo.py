@@ -86,7 +86,7 @@ def _warm_up(opened: OpenModel, params: SamplingParams) -> None:
     language_model = opened.language_model
     prompt = "User: Good morning!\nAssistant:"
     for name in ("off", "auto"):
-        language_model.generate(prompt, params, drafter=make_drafter(name, language_model.target.vocab_size))
+        language_model.generate(prompt, params, drafter=make_drafter(name, language_model.resources))
 
 
 def _introduce(console: Console, opened: OpenModel) -> None:

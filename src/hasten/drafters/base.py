@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,26 @@ from numpy.typing import NDArray
 from hasten.core import Acceptance, Sequence, TopCandidates
 from hasten.tree import DraftTree
 
-__all__ = ["Drafter", "Observation", "TopCandidates"]
+if TYPE_CHECKING:
+    import torch
+
+    from hasten.models.causal_lm import CausalLM
+    from hasten.models.session import Session
+
+__all__ = ["Drafter", "FusedDrafter", "Observation", "Resources", "SelfDrafter", "TopCandidates"]
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a drafter may be built from.
+
+    ``target`` is the model whose text is drafted; only drafters that run it themselves need it. ``index`` is
+    the path of a corpus index (``hasten index``).
+    """
+
+    vocab_size: int
+    target: CausalLM | None = None
+    index: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +38,14 @@ class Observation:
     """What one step taught. ``sequence.token_ids`` already ends with ``acceptance.token_ids``.
 
     ``candidates`` has one row for the root and then one a node, rejected nodes included; None unless a
-    drafter asked for it (``top_k``).
+    drafter asked for it (``top_k``). ``logits`` [rows, vocab] are those of the whole pass on the target's
+    device: the root, the nodes, and then the extra rows of a FusedDrafter, if it had any.
     """
 
     tree: DraftTree
     acceptance: Acceptance
     candidates: TopCandidates | None = None
+    logits: torch.Tensor | None = None
 
 
 class Drafter(Protocol):
@@ -62,4 +83,27 @@ class Drafter(Protocol):
 
     def restore(self, state: dict[str, NDArray[np.generic]]) -> None:
         """Take over a saved state. Raises StoreError if it does not fit."""
+        ...
+
+
+@runtime_checkable
+class FusedDrafter(Drafter, Protocol):
+    """A drafter that reads its next draft from rows of its own inside the verify pass."""
+
+    def extend(self, sequence: Sequence, tree: DraftTree) -> DraftTree:
+        """The tree with extra rows appended: nodes that see their ancestors but are never accepted.
+
+        The first ``len(tree)`` nodes of what is returned are the tree's own. Their logits come back as the
+        last rows of ``Observation.logits``. Not called in a step that drafts nothing; where a model cannot
+        take the extended tree, the step runs without the extra rows.
+        """
+        ...
+
+
+@runtime_checkable
+class SelfDrafter(Drafter, Protocol):
+    """A drafter that drafts with the target itself and looks into its caches."""
+
+    def attach(self, session: Session, sequences: list[Sequence]) -> None:
+        """Row i of the session holds ``sequences[i]``. Called before the first step and when rows leave."""
         ...

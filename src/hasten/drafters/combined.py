@@ -10,15 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from hasten.core import Sequence
-from hasten.drafters.base import Drafter, Observation, TopCandidates
+from hasten.drafters.base import Drafter, FusedDrafter, Observation, SelfDrafter, TopCandidates
 from hasten.errors import ConfigError, StoreError
 from hasten.tree import DraftTree
+
+if TYPE_CHECKING:
+    from hasten.models.session import Session
 
 _MAX_SOURCES = 6
 _NUM_DEPTHS = 8
@@ -42,7 +46,7 @@ class _Pool:
 class CombinedDrafter:
     """The union of several drafters; with one drafter, that drafter with calibrated scores.
 
-    Raises ConfigError for no drafters or more than six.
+    Raises ConfigError for no drafters, more than six, or several with extra rows of their own.
     """
 
     def __init__(self, drafters: AbstractSequence[Drafter], name: str = "auto") -> None:
@@ -59,6 +63,19 @@ class CombinedDrafter:
             "+".join(name for bit, name in enumerate(names) if mask >> bit & 1) for mask in range(2**count)
         )
         self._pools: dict[Sequence, _Pool] = {}
+        fused = [drafter for drafter in self.drafters if isinstance(drafter, FusedDrafter)]
+        if len(fused) > 1:
+            names = [drafter.name for drafter in fused]
+            raise ConfigError(f"{'+'.join(names)} cannot be combined: each adds rows to the pass; choose one")
+        self._fused = fused[0] if fused else None
+
+    def attach(self, session: Session, sequences: list[Sequence]) -> None:
+        for drafter in self.drafters:
+            if isinstance(drafter, SelfDrafter):
+                drafter.attach(session, sequences)
+
+    def extend(self, sequence: Sequence, tree: DraftTree) -> DraftTree:
+        return self._fused.extend(sequence, tree) if self._fused else tree
 
     def begin(self, sequence: Sequence, prompt_candidates: TopCandidates | None) -> None:
         for drafter in self.drafters:

@@ -67,13 +67,7 @@ def best_chain(tree: DraftTree) -> DraftTree:
     while node in best:
         node = best[node]
         path.append(node)
-    return DraftTree(
-        tree.token_ids[path],
-        np.arange(-1, len(path) - 1),
-        tree.scores[path],
-        tree.sources[path],
-        tree.source_names,
-    )
+    return tree.select(path, np.arange(-1, len(path) - 1))
 
 
 class _Row:
