@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The benchmark of docs/benchmarks.md.   bench/run.sh DATA OUTPUT
 #   DATA    folder with gsm8k_test_400.jsonl, humaneval.jsonl, mt_redundant.jsonl, spec_bench_half.jsonl
-#   OUTPUT  folder for the JSON records, one file a table
+#   OUTPUT  folder for the JSON records, one file a table; bench/tables.py makes Markdown of them
 # LIMIT (prompts of a set, default 8), TOKENS (new tokens, default 128) and HASTEN (the program) may be set.
 set -euo pipefail
 
@@ -12,9 +12,11 @@ fi
 data=$1
 output=$2
 hasten=${HASTEN:-hasten}
+# Every drafter that needs nothing but the model.
+drafters=token-recycling,token-recycling-template,aded,suffix,prompt-lookup,copyspec,aggressive,llma,lookahead,rasd,space,lud,jacobi,tokenswift,superposed
 size=(--limit "${LIMIT:-8}" --max-new-tokens "${TOKENS:-128}")
 common=(demo --shape 135m --dtype bfloat16 "${size[@]}")
-all=(--methods plain,auto,token-recycling,token-recycling+suffix,aded,suffix,copyspec,prompt-lookup --baselines hf,hf-prompt-lookup)
+all=(--methods "plain,auto,token-recycling+suffix,$drafters" --baselines hf,hf-prompt-lookup)
 few=(--methods plain,auto --baselines hf)
 real=()
 for name in gsm8k_test_400 humaneval mt_redundant spec_bench_half; do
@@ -32,6 +34,8 @@ run "${all[@]}" "${real[@]}" --temperature 0.7 --json "$output/temperature-0.7.j
 run "${all[@]}" --prompts repeat --json "$output/repeat.json"
 run "${few[@]}" --prompts random:16 --json "$output/random.json"
 run "${few[@]}" "${real[@]}" --temperature 1.0 --json "$output/temperature-1.0.json"
+run "${few[@]}" --batch 1,4,8,16 --prompts "$data/gsm8k_test_400.jsonl" --prompts "$data/spec_bench_half.jsonl" \
+    --prompts random:16 --json "$output/batch.json"
 # The small model itself in float32, where every text must be the same token for token, without excuse.
 common=(demo --dtype float32 "${size[@]}")
 run "${all[@]}" "${real[@]}" --json "$output/float32-greedy.json"

@@ -7,11 +7,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers as hf
 from hypothesis import settings
 
+from hasten.drafters.corpus_index import write_index
 from hasten.engine import LanguageModel
 from hasten.models.causal_lm import CausalLM
 
@@ -159,9 +161,25 @@ def targets() -> Any:
 
 
 @pytest.fixture(scope="session")
-def models(targets: Any) -> Any:
+def models(targets: Any, corpus_index: Path) -> Any:
     """models(name, dtype) -> a LanguageModel that has learnt nothing yet, without a tokenizer."""
-    return lambda name="llama", dtype=torch.float32: LanguageModel(targets(name, dtype), drafter="off")
+    return lambda name="llama", dtype=torch.float32: LanguageModel(
+        targets(name, dtype), drafter="off", index=corpus_index
+    )
+
+
+@pytest.fixture(scope="session")
+def corpus_index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of random texts, in which almost any two tokens occur."""
+    path = tmp_path_factory.mktemp("corpus") / "index"
+    write_index(path, np.random.default_rng(0).integers(0, VOCAB, (4, 12_000)), f"token-ids-{VOCAB}")
+    return path
+
+
+def with_index(language_model: LanguageModel, path: Path, texts: list[str]) -> LanguageModel:
+    """The same model, with an index of these texts."""
+    write_index(path, [np.array(language_model.encode(text)) for text in texts], language_model.fingerprint)
+    return LanguageModel(language_model.target, language_model.tokenizer, drafter="off", index=path)
 
 
 @pytest.fixture(scope="session")

@@ -61,6 +61,13 @@ def test_generate_streams_the_text(expected: Any) -> None:
     assert "8 tokens in" in result.stderr
 
 
+def test_generate_under_another_policy(expected: Any) -> None:
+    for policy in ("ems", "bass"):
+        assert generate("-p", PROMPT, "--policy", policy).stdout == expected.text + "\n"
+        result = generate("-p", PROMPT, "-p", "Once", "--json", "--batch", "2", "--policy", policy)
+        assert json.loads(result.stdout.splitlines()[0])["token_ids"] == expected.token_ids
+
+
 def test_generate_json_of_several_prompts(expected: Any) -> None:
     result = generate("-p", PROMPT, "-p", "Once", "--json", "--batch", "2", "--drafter", "off")
     first, second = map(json.loads, result.stdout.splitlines())
@@ -149,6 +156,8 @@ def test_mistakes_in_generate(tmp_path: Path) -> None:
     require_error(run("generate", str(tmp_path / "nothing"), "-p", "x"), "no model at")
     require_error(run("generate", str(tmp_path), "-p", "x"), "config.json")
     require_error(generate("-p", "x", "--drafter", "psychic"), "psychic", "suffix")
+    require_error(generate("-p", "x", "--policy", "none"), "policy='none'", "cost, ems, bass")
+    require_error(generate("-p", "x", "--policy", "ems", "--num-draft-tokens", "3"), "give one of them")
     require_error(generate("-p", "", "-p", "x"), "prompt is empty")
     require_error(generate(), "--prompt")
     require_error(generate("-p", "x", "--file", "y"), "--prompt")

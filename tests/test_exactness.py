@@ -18,9 +18,10 @@ from transformers import (
 
 import hasten
 from adversaries import ADVERSARIES, EOS, VOCAB, Adversary, Oracle, trees
-from conftest import ARCHITECTURES, DRAFTING, finest_dtype, shared_file
+from conftest import ARCHITECTURES, DRAFTING, finest_dtype, shared_file, with_index
 from hasten.core import Acceptance, SamplingParams
 from hasten.drafters import DRAFTERS, CombinedDrafter, Resources
+from hasten.verify import VERIFIERS, Verifier
 
 PERIODIC = [5, 9, 13, 22] * 5
 PROMPTS = [PERIODIC, [40], [3, 60, 61, 62, 63, 3, 60], [88, 87, 86], [30, 31, 30, 31, 30, 31, 33, 30, 31]]
@@ -258,10 +259,11 @@ def test_greedy_with_processors_is_generate_of_transformers(models, processors):
 
 
 @pytest.mark.parametrize("folder", ["stories260K", "TinyStories-656K", "hasten-target-6m"])
-def test_trained_models_write_the_text_of_transformers(folder):
+def test_trained_models_write_the_text_of_transformers(folder, tmp_path):
     path = shared_file("models", folder)
     lm = hasten.load(path, dtype="float32", device="cpu", drafter="off", forward="stock")
-    prompt = lm.encode("Once upon a time there was a little")
+    text = "Once upon a time there was a little"
+    lm, prompt = with_index(lm, tmp_path / "index", [f"{text} girl. She was a little"]), lm.encode(text)
     expected = transformers_greedy(lm.target.forward.model, prompt, 60)
     for drafter in ("off", *DRAFTER_NAMES):
         params = SamplingParams(max_new_tokens=60, ignore_eos=True)
@@ -269,7 +271,8 @@ def test_trained_models_write_the_text_of_transformers(folder):
 
 
 @pytest.mark.parametrize("prompt", ["User: What is 7 plus 8?\nAssistant:", "def add(a, b):\n    return"])
-def test_the_demo_model_writes_the_same_text_with_every_drafter(demo, prompt):
+def test_the_demo_model_writes_the_same_text_with_every_drafter(demo, prompt, tmp_path):
+    demo = with_index(demo, tmp_path / "index", [f"{prompt} 7 plus 8 is 15.\n"])
     for params in (
         SamplingParams(max_new_tokens=40),
         SamplingParams(max_new_tokens=40, temperature=0.7, seed=5),
@@ -287,7 +290,7 @@ def test_this_must_fail_accepting_a_wrong_token_shows(models, plain, monkeypatch
         path = tree.path_to(len(tree) - 1) if len(tree) else []
         return Acceptance(path, [*tree.token_ids[path].tolist(), int(logits[0].argmax())], "length")
 
-    monkeypatch.setattr("hasten.decode.decode.__defaults__", (accept_all,))
+    monkeypatch.setitem(VERIFIERS, "follow", Verifier("follow", accept_all, "exact"))
     found = models().generate(
         PROMPTS, GREEDY, drafter=Adversary(ADVERSARIES["end_inside"]), num_draft_tokens=9
     )

@@ -15,6 +15,9 @@ EXAMPLES = {
     "quickstart.py": r"48 tokens in \d+ steps.*\nthe same text: True",
     "streaming.py": r"\d+ tokens by target",
     "batch_and_samples.py": r"(?s)'Once upon a time' -> '.+the same samples without drafts: True",
+    "drop_in.py": r"64 tokens in \d+ steps; the same tensor: True",
+    "lm_eval_task.py": r"steps for \d+ tokens; the same answers: True",
+    "seq2seq.py": r"(?s)\d+ tokens in \d+ steps.+the same texts: True",
     "own_drafter.py": r"(?s)\d+ steps instead of \d+.+'repeats-itself'.+the same text: True",
 }
 
@@ -41,6 +44,8 @@ def test_every_example_is_tested() -> None:
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_example(name: str) -> None:
     path = ROOT / "examples" / name
+    if name == "lm_eval_task.py":
+        pytest.importorskip("lm_eval")
     assert len(path.read_text(encoding="utf-8").splitlines()) < 60
     assert re.search(EXAMPLES[name], run_python(str(path)))
 

@@ -5,7 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hasten.policies import MAX_DRAFT_TOKENS, CostPolicy, FixedPolicy, ForwardCost
+from adversaries import Adversary, Oracle, Recorder, very_wide
+from hasten.core import SamplingParams
+from hasten.drafters.plain import NoDrafter
+from hasten.errors import ConfigError
+from hasten.policies import (
+    MAX_DRAFT_TOKENS,
+    POLICIES,
+    SYSTEMS,
+    BassPolicy,
+    CostPolicy,
+    EmsPolicy,
+    FixedPolicy,
+    ForwardCost,
+)
 from hasten.tree import DraftTree
 
 NEARLY_FREE = 0.01
@@ -20,8 +33,11 @@ def pass_time(row_ms):
     return lambda rows: 10 + row_ms * (rows - 1)
 
 
-def run(policy, trees, steps, row_ms, *, overhead_ms=0.1, plain_overhead_ms=0.05):
-    """``steps`` steps of one batch; returns the sizes of the trees that were verified, None while asleep."""
+def run(policy, trees, steps, row_ms, *, overhead_ms=0.1, plain_overhead_ms=0.05, extra_rows=0):
+    """``steps`` steps of one batch; returns the sizes of the trees that were verified, None while asleep.
+
+    extra_rows: what the drafter adds to the pass of every sequence, in steps in which it was asked.
+    """
     sizes = []
     for _ in range(steps):
         budget = policy.budget()
@@ -31,7 +47,8 @@ def run(policy, trees, steps, row_ms, *, overhead_ms=0.1, plain_overhead_ms=0.05
         size = max(map(len, chosen))
         sizes.append(size if budget else None)
         overhead = overhead_ms if budget else plain_overhead_ms
-        policy.observe(len(trees) * (size + 1), pass_time(row_ms)(len(trees) * (size + 1)), overhead)
+        num_rows = len(trees) * (size + 1 + (extra_rows if budget else 0))
+        policy.observe(num_rows, pass_time(row_ms)(num_rows), overhead, [0] * len(trees))
     return sizes
 
 
@@ -113,6 +130,185 @@ def test_the_more_sequences_share_a_pass_the_smaller_their_trees():
     alone = run(CostPolicy(taught_cost(0.3)), [chain(0.8, 64)], 30, 0.3)[-1]
     eight = run(CostPolicy(taught_cost(0.3)), [chain(0.8, 64)] * 8, 30, 0.3)[-1]
     assert 0 < (eight or 0) < alone
+
+
+def test_rows_that_the_drafter_adds_are_priced():
+    tree = chain(0.8, 64)
+    sizes = {}
+    for extra_rows in (0, 15):
+        policy = CostPolicy(taught_cost(0.2))
+        found = run(policy, [tree, tree], 80, row_ms=0.2, overhead_ms=0.0, extra_rows=extra_rows)
+        gains = 1 + np.concatenate(([0], np.cumsum(tree.scores)))
+        speeds = gains[:30] / pass_time(0.2)(2 * (np.arange(1, 31) + extra_rows))
+        sizes[extra_rows] = found[-1]
+        assert abs(found[-1] - int(np.argmax(speeds))) <= 1
+    assert sizes[15] > sizes[0]  # the rows are there anyway: then more nodes pay
+
+
+def test_a_drafter_whose_own_rows_cost_more_than_it_gains_is_not_asked():
+    trees = [chain(0.3, 8)]
+    assert not any(size is None for size in run(CostPolicy(taught_cost(0.2)), trees, 300, row_ms=0.2))
+    sizes = run(CostPolicy(taught_cost(0.2)), trees, 300, row_ms=0.2, extra_rows=40)
+    assert sum(size is None for size in sizes) > 150
+
+
+def test_a_model_that_takes_chains_only_has_no_negative_rows():
+    policy = CostPolicy(taught_cost(0.1))
+    for _ in range(20):
+        policy.choose([chain(0.9, 40).head(policy.budget())])
+        policy.observe(3, pass_time(0.1)(3), 0.1, [2])
+    assert policy._extra_rows == 0
+
+
+def lengths(policy, drafts, accepted):
+    """The sizes of the drafts, step by step. drafts: one length a sequence; accepted: a list a step."""
+    found = []
+    for num_accepted in accepted:
+        budget = policy.budget()
+        chosen = policy.choose([chain(0.9, min(budget, length)) for length in drafts])
+        found.append([len(tree) for tree in chosen])
+        num_rows = len(drafts) * (max(found[-1]) + 1)
+        policy.observe(num_rows, 1.0, 0.1, num_accepted)
+    return found
+
+
+def test_ems_lets_every_sequence_draft_its_own_copy():
+    assert lengths(EmsPolicy(), [9, 0, 3, 7], [[7, 0, 0, 1], [0, 0, 3, 0]]) == [[7, 0, 3, 7]] * 2
+    assert lengths(EmsPolicy(), [0, 0], [[0, 0]]) == [[0, 0]]
+    assert lengths(EmsPolicy(4), [9, 0], [[4, 0]]) == [[4, 0]]
+
+
+def test_bass_grows_by_two_while_a_sequence_accepts_everything():
+    accepted = [[0, 7, 2], [9, 0, 0], [11, 11, 11], [0, 0, 13]]
+    assert lengths(BassPolicy(), [64] * 3, accepted) == [[7] * 3, [9] * 3, [11] * 3, [13] * 3]
+    policy = BassPolicy()
+    found = lengths(policy, [64], [[length] for length in [*range(7, 32, 2), 32, 32]])
+    assert [size for [size] in found] == [*range(7, 32, 2), 31 + 1, 32]
+    assert policy.budget() == 32
+
+
+def test_bass_shrinks_by_a_tenth_and_by_one_more_in_a_row():
+    # 7 - ceil(0.7) = 6; then 6 - 1 - 1 = 4; then 4 - 1 - 1 = 2; never below 1
+    assert lengths(BassPolicy(), [64], [[0]] * 6) == [[7], [6], [4], [2], [1], [1]]
+    # 25 - ceil(2.5) = 22; 22 - 3 - 1 = 18; whole: 20; the next loss is the first again: 20 - 2 = 18
+    growing = [[length] for length in range(7, 25, 2)]
+    found = lengths(BassPolicy(), [64], [*growing, [3], [3], [18], [3], [3]])
+    assert found[len(growing) :] == [[25], [22], [18], [20], [18]]
+
+
+def test_bass_never_shrinks_below_what_was_accepted():
+    assert lengths(BassPolicy(), [64] * 2, [[1, 6], [1, 5], [3, 2], [0, 0]]) == [
+        [7] * 2,
+        [6] * 2,
+        [5] * 2,
+        [3] * 2,
+    ]
+
+
+def test_a_step_without_drafts_tells_bass_nothing():
+    policy = BassPolicy()
+    assert lengths(policy, [0, 0], [[0, 0]] * 5) == [[0, 0]] * 5
+    assert policy.budget() == 7
+    assert lengths(policy, [0, 3], [[0, 3]]) == [[0, 3]]
+    assert policy.budget() == 6  # all that there was, but not all that was asked for
+
+
+PROMPTS = [[5, 9, 13, 22] * 5, [40], [3, 60, 61, 62, 63, 3, 60], [88, 87, 86], [30, 31, 30, 31, 33, 30, 31]]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("drafter", ["llma", "lookahead", "auto"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_policy_writes_the_plain_text(models, policy, drafter, temperature):
+    lm = models()
+    params = SamplingParams(max_new_tokens=24, ignore_eos=True, temperature=temperature, seed=3)
+    expected = lm.generate(PROMPTS, params, drafter="off")
+    for _ in range(2):
+        found = lm.generate(PROMPTS, params, drafter=drafter, policy=policy)
+        assert [one.token_ids for one in found] == [one.token_ids for one in expected]
+    if policy != "cost":
+        assert sum(one.stats.num_draft_tokens for one in found) > 0
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("name", ["bloom-alibi", "lfm2-hybrid", "rwkv"])
+def test_every_policy_writes_the_plain_text_in_every_mode(models, name, policy):
+    lm = models(name)
+    params = SamplingParams(max_new_tokens=16, ignore_eos=True)
+    expected = lm.generate(PROMPTS, params, drafter="off")
+    found = lm.generate(PROMPTS, params, drafter=Adversary(very_wide), policy=policy)
+    assert [one.token_ids for one in found] == [one.token_ids for one in expected]
+
+
+class Extending(NoDrafter):
+    """Adds the same number of rows of its own to every pass."""
+
+    def propose(self, sequence, budget):
+        return DraftTree.chain([7, 8][:budget])
+
+    def extend(self, sequence, tree):
+        more = DraftTree([11, 12, 13], [-1, -1, -1])
+        return DraftTree([*tree.token_ids, *more.token_ids], [*tree.parents, *more.parents])
+
+
+class Watched(FixedPolicy):
+    """Writes down what it is told."""
+
+    def __init__(self, num_draft_tokens):
+        super().__init__(num_draft_tokens)
+        self.told = []
+
+    def observe(self, num_rows, forward_ms, overhead_ms, num_accepted):
+        self.told.append((num_rows, list(num_accepted)))
+
+
+def test_a_policy_hears_of_all_rows_and_of_what_every_sequence_accepted(models, monkeypatch):
+    lm = models()
+    params = SamplingParams(max_new_tokens=9, ignore_eos=True)
+    policies = []
+    monkeypatch.setattr(
+        "hasten.engine.FixedPolicy", lambda size: policies.append(Watched(size)) or policies[-1]
+    )
+    plain = lm.generate(PROMPTS[0], params, drafter="off")
+    oracle = Recorder(Oracle([*PROMPTS[0], *plain.token_ids], depth=3))
+    lm.generate(PROMPTS[0], params, drafter=oracle, num_draft_tokens=40)
+    told = [(len(seen.tree) + 1, [len(seen.acceptance.path)]) for _, _, seen in oracle.observed]
+    assert policies[-1].told == told
+    assert max(accepted for _, [accepted] in told) == 3
+    lm.generate(PROMPTS[:2], params, drafter=Extending(), num_draft_tokens=2)
+    assert policies[-1].told[0] == (2 * (1 + 2 + 3), [0, 0])
+
+
+def test_policies_are_known_by_name(models):
+    lm = models()
+    params = SamplingParams(max_new_tokens=4)
+    for options, message in (
+        ({"policy": "best"}, "policy='best' is unknown; choose cost, ems, bass"),
+        ({"policy": "bass", "num_draft_tokens": 4}, "num_draft_tokens=4 fixes the size that policy='bass'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            lm.generate(PROMPTS[1], params, drafter="llma", **options)
+        with pytest.raises(ConfigError, match=message):
+            list(lm.stream(PROMPTS[1], params, drafter="llma", **options))
+    pieces = list(lm.stream(PROMPTS[1], params, drafter="llma", policy="bass"))
+    assert pieces[-1].output.token_ids == lm.generate(PROMPTS[1], params, drafter="off").token_ids
+    assert {system.name for system in SYSTEMS} == {"ems-sd", "bass"}
+
+
+def test_every_policy_keeps_what_it_learnt_to_itself(models, monkeypatch):
+    lm = models()
+    params = SamplingParams(max_new_tokens=4)
+    used = []
+    monkeypatch.setattr(
+        "hasten.engine.decode", lambda target, drafter, policy, *rest: used.append(policy) or iter(())
+    )
+    for _ in range(2):
+        for name in POLICIES:
+            for prompts in (PROMPTS[:1], PROMPTS[:2]):
+                lm.generate(prompts, params, drafter="llma", policy=name)
+    assert len(used) == 12
+    assert used[:6] == used[6:]
+    assert len(set(map(id, used))) == 6
 
 
 def test_the_budget_leaves_room_to_grow_and_has_a_bound():

@@ -25,6 +25,7 @@ from hasten.errors import (
 )
 
 if TYPE_CHECKING:
+    from hasten.dropin import accelerate, custom_generate, restore
     from hasten.engine import LanguageModel, Output, Piece, load
 
 __version__ = "0.1.0"
@@ -43,7 +44,10 @@ __all__ = [
     "PromptError",
     "SamplingParams",
     "StoreError",
+    "accelerate",
+    "custom_generate",
     "load",
+    "restore",
 ]
 
 
@@ -52,4 +56,8 @@ def __getattr__(name: str) -> Any:
         from hasten import engine
 
         return getattr(engine, name)
+    if name in {"accelerate", "custom_generate", "restore"}:
+        from hasten import dropin
+
+        return getattr(dropin, name)
     raise AttributeError(f"module 'hasten' has no attribute {name!r}")

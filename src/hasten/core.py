@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence as AbstractSequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from hasten.errors import ConfigError
 
@@ -86,6 +86,10 @@ class TopCandidates:
     """int64 [positions, k], best first"""
     probs: NDArray[np.float32]
     """float32 [positions, k], softmax of the raw logits (temperature 1, no processors)"""
+
+    def rows(self, start: int, end: int) -> TopCandidates:
+        """Those of positions start .. end - 1."""
+        return TopCandidates(self.token_ids[start:end], self.probs[start:end])
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +172,23 @@ class TokenSampler(Protocol):
         ...
 
 
+@runtime_checkable
+class LawSampler(TokenSampler, Protocol):
+    """A sampler that also tells the laws it draws from, for rules that weigh a draft's law against them."""
+
+    def law(self, logits: torch.Tensor, token_ids: list[int] | None = None) -> NDArray[np.float64]:
+        """float64 [vocab]: the law of the token after ``token_ids``, from its logits [vocab]; greedy: one 1.
+
+        A written position is asked for once and in order, as with ``draws``. Without ``token_ids`` logits
+        processors are left out and nothing changes, as with ``guess``.
+        """
+        ...
+
+    def generator(self, position: int, stream: int) -> np.random.Generator:
+        """Random numbers of a position. Streams 1, 2, ... are independent of each other and of ``draws``."""
+        ...
+
+
 class StopRule(Protocol):
     """Sees every written token once, in order, and says when the sequence ends."""
 
@@ -189,6 +210,11 @@ class Sequence:
     finish_reason: FinishReason | None = None
     source_ids: AbstractSequence[int] = ()
     """what an encoder-decoder model reads: the encoder's token ids"""
+    source_features: torch.Tensor | None = None
+    """what a speech model reads instead: float [mel bins, frames]"""
+    guarantee: Guarantee = "exact"
+    """what the verification rule promises: "distribution" rules use the laws that drafts were drawn from,
+    "approximate" ones keep tokens the target was not asked about, so that what is written judges no draft"""
 
     @property
     def new_token_ids(self) -> list[int]:

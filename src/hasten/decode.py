@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 
 import torch
 
-from hasten.core import Acceptance, Sequence
+from hasten.core import Acceptance, Sequence, TopCandidates
 from hasten.drafters.base import Drafter, FusedDrafter, Observation, SelfDrafter
 from hasten.models.causal_lm import CausalLM
 from hasten.models.session import Session
 from hasten.policies import DraftPolicy
 from hasten.sampling import top_candidates
 from hasten.tree import DraftTree
-from hasten.verify import follow
-
-Verify = Callable[[DraftTree, torch.Tensor, Sequence], Acceptance]
+from hasten.verify import Verify, follow
 
 
 @dataclass(slots=True)
@@ -89,13 +88,15 @@ def decode(
             session.keep(acceptances)
             clock.lap("other")
             gains = [Gain(*row) for row in zip(active, trees, acceptances, strict=True)]
-            for gain, rows in zip(gains, logits, strict=True):
+            for gain, observation in zip(gains, _observations(gains, logits, drafter.top_k), strict=True):
                 _commit(gain)
-                drafter.observe(gain.sequence, _observation(gain, rows, drafter.top_k))
+                drafter.observe(gain.sequence, observation)
             clock.lap("draft")
-            widest = max(map(len, trees)) + 1
+            num_rows = len(active) * (max(map(len, extended)) + 1)
+            num_accepted = [len(acceptance.path) for acceptance in acceptances]
             spent, clock.spent = clock.spent, {}
-            policy.observe(len(active) * widest, spent["forward"], sum(spent.values()) - spent["forward"])
+            overhead_ms = sum(spent.values()) - spent["forward"]
+            policy.observe(num_rows, spent["forward"], overhead_ms, num_accepted)
             finished = [row for row, gain in enumerate(gains) if gain.sequence.finish_reason]
             if finished:
                 active = _retire(finished, active, drafter, begun)
@@ -168,9 +169,19 @@ def _commit(gain: Gain) -> None:
     sequence.finish_reason = acceptance.finish_reason
 
 
-def _observation(gain: Gain, logits: torch.Tensor, top_k: int) -> Observation:
-    candidates = top_candidates(logits[: len(gain.tree) + 1], top_k) if top_k else None
-    return Observation(gain.tree, gain.acceptance, candidates, logits)
+def _observations(gains: list[Gain], logits: list[torch.Tensor], top_k: int) -> list[Observation]:
+    """What the drafter may learn of every sequence; the candidates of a whole batch are found at once."""
+    found: list[TopCandidates | None] = [None] * len(gains)
+    if top_k:
+        sizes = [len(gain.tree) + 1 for gain in gains]
+        rows = [of_one[:size] for of_one, size in zip(logits, sizes, strict=True)]
+        best = top_candidates(torch.cat(rows) if len(rows) > 1 else rows[0], top_k)
+        ends = list(itertools.accumulate(sizes))
+        found = [best.rows(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+    return [
+        Observation(gain.tree, gain.acceptance, candidates, of_one)
+        for gain, candidates, of_one in zip(gains, found, logits, strict=True)
+    ]
 
 
 def _retire(

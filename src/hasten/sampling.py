@@ -19,14 +19,20 @@ from hasten.core import LogitsProcessor, SamplingParams, TopCandidates
 from hasten.errors import ModelError
 
 
-def gumbel_noise(seed: int, sample: int, position: int, vocab_size: int) -> NDArray[np.float32]:
-    """float32 [vocab]: standard Gumbel noise of one position, from the counter-based generator Philox.
+def keyed_generator(seed: int, sample: int, position: int, stream: int) -> np.random.Generator:
+    """Random numbers of one position, from the counter-based generator Philox.
 
-    The pair (seed, sample) is the key and the position the high half of the counter, so that no two
-    positions ever share a stream.
+    The pair (seed, sample) is the key, the position the high half of the counter and the stream its second
+    quarter, so that no two positions and no two streams of a position ever share a number.
     """
-    bits = np.random.Philox(key=seed | sample << 64, counter=position << 128)
-    exponential = np.random.Generator(bits).standard_exponential(vocab_size, dtype=np.float32)
+    bits = np.random.Philox(key=seed | sample << 64, counter=position << 128 | stream << 64)
+    return np.random.Generator(bits)
+
+
+def gumbel_noise(seed: int, sample: int, position: int, vocab_size: int) -> NDArray[np.float32]:
+    """float32 [vocab]: standard Gumbel noise of one position; its stream is 0."""
+    generator = keyed_generator(seed, sample, position, stream=0)
+    exponential = generator.standard_exponential(vocab_size, dtype=np.float32)
     return cast(NDArray[np.float32], -np.log(np.maximum(exponential, np.float32(1e-30))))
 
 
@@ -62,8 +68,8 @@ def _nucleus_floor(probs: torch.Tensor, top_p: float) -> torch.Tensor:
 def top_candidates(logits: torch.Tensor, k: int) -> TopCandidates:
     """The k best tokens and their probabilities for every row of logits [rows, vocab]."""
     logits = logits.float()
-    values, token_ids = torch.topk(logits, min(k, logits.shape[-1]), dim=-1)
-    probs = torch.exp(values - torch.logsumexp(logits, -1, keepdim=True))
+    token_ids = torch.topk(logits, min(k, logits.shape[-1]), dim=-1).indices
+    probs = torch.softmax(logits, -1).gather(-1, token_ids)
     return TopCandidates(token_ids.cpu().numpy(), probs.cpu().numpy())
 
 
@@ -97,6 +103,9 @@ class Sampler:
 
     def scores(self, logits: torch.Tensor, token_ids: list[int]) -> torch.Tensor:
         """float32 [vocab], whose arg-max is the token written after ``token_ids``."""
+        return self._noisy(self._processed(logits, token_ids), len(token_ids))
+
+    def _processed(self, logits: torch.Tensor, token_ids: list[int]) -> torch.Tensor:
         scores = logits.float()
         if self.processors:
             input_ids = torch.tensor([token_ids], device=logits.device)
@@ -104,7 +113,23 @@ class Sampler:
             for process in self.processors:
                 scores = process(input_ids, scores)
             scores = scores[0]
-        return self._noisy(scores, len(token_ids))
+        return scores
+
+    def law(self, logits: torch.Tensor, token_ids: list[int] | None = None) -> NDArray[np.float64]:
+        """See LawSampler. Raises ModelError for a written position whose row holds NaN."""
+        scores = logits.float() if token_ids is None else self._processed(logits, token_ids)
+        best = scores.max(-1)
+        if token_ids is not None:
+            _checked(int(best.indices), float(best.values), len(token_ids))
+        if self.params.temperature == 0:
+            probs: NDArray[np.float64] = np.eye(1, scores.numel(), int(best.indices))[0]
+        else:
+            probs = torch.softmax(warp(scores, self.params).double(), -1).cpu().numpy()
+        return probs
+
+    def generator(self, position: int, stream: int) -> np.random.Generator:
+        """See LawSampler."""
+        return keyed_generator(self.seed, self.sample, position, stream)
 
     def guess(self, logits: torch.Tensor, position: int) -> int:
         """See TokenSampler."""

@@ -95,6 +95,35 @@ class DraftTree:
                 parent = node
         return cls(token_ids, parents)
 
+    @classmethod
+    def fuse(cls, trees: Iterable[DraftTree]) -> DraftTree:
+        """The prefix union: every path of every tree, each node once and with the best score it has in any.
+
+        Nodes come in order of first appearance and keep their first source. The laws that tokens were sampled
+        from (``draft_probs``) are left out, as they are not those of the union.
+        """
+        token_ids: list[int] = []
+        parents: list[int] = []
+        scores: list[float] = []
+        sources: list[int] = []
+        names: dict[str, int] = {}
+        seen: dict[tuple[int, int], int] = {}
+        for tree in trees:
+            source_of = [names.setdefault(name, len(names)) for name in tree.source_names]
+            fused: list[int] = []
+            columns = (tree.token_ids, tree.parents, tree.scores, tree.sources)
+            for token, parent, score, source in zip(*(column.tolist() for column in columns), strict=True):
+                above = ROOT if parent == ROOT else fused[parent]
+                node = seen.setdefault((above, token), len(token_ids))
+                if node == len(token_ids):
+                    token_ids.append(token)
+                    parents.append(above)
+                    scores.append(score)
+                    sources.append(source_of[source])
+                scores[node] = max(scores[node], score)
+                fused.append(node)
+        return cls(token_ids, parents, scores, sources, tuple(names) or ("draft",))
+
     def child(self, parent: int, token_id: int) -> int | None:
         """The node below ``parent`` that carries ``token_id``."""
         if self._children is None:
@@ -169,6 +198,12 @@ class DraftTree:
         probs = None if self.draft_probs is None else self.draft_probs[nodes]
         tokens, scores, sources = self.token_ids[nodes], self.scores[nodes], self.sources[nodes]
         return DraftTree(tokens, parents, scores, sources, self.source_names, probs)
+
+    def best(self, count: int) -> DraftTree:
+        """The nodes with the best scores, best first, ancestors included as they score no lower."""
+        order = np.argsort(-self.scores, kind="stable")[: max(count, 0)].tolist()
+        new_index = {ROOT: ROOT} | {node: place for place, node in enumerate(order)}
+        return self.select(order, [new_index[parent] for parent in self.parents[order].tolist()])
 
     def begins(self, other: DraftTree) -> bool:
         """Whether the first nodes of the other tree are this tree."""

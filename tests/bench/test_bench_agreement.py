@@ -63,6 +63,28 @@ def test_the_least_noise_counts() -> None:
     assert verdict(ways, least_noise=0.25) == "near tie"
 
 
+def test_passes_are_replayed_until_the_noise_is_enough() -> None:
+    asked: list[str] = []
+
+    def noted(name: str, way: LogitsAfter) -> LogitsAfter:
+        return lambda prompt_ids, written: asked.append(name) or way(prompt_ids, written)  # type: ignore
+
+    plain, close = noted("plain", fixed(t7=1.0, t9=0.9)), noted("close", fixed(t7=1.0, t9=0.95))
+    far, last = noted("far", fixed(t7=0.9, t9=1.0)), noted("last", fixed())
+    assert verdict([plain, close, far, last]) == "near tie"
+    assert asked == ["plain", "close", "far"]
+    asked.clear()
+    assert verdict([plain, far], least_noise=0.2) == "near tie"
+    assert asked == ["plain"]
+
+
+def test_the_noise_is_between_any_two_passes() -> None:
+    """Neither of the others is far enough from plain decoding's pass, but they are from each other."""
+    ways = [fixed(t7=1.0, t9=0.75), fixed(t7=1.15, t9=0.75), fixed(t7=1.0, t9=0.9)]
+    assert verdict(ways) == "near tie"
+    assert verdict(ways[:2]) == verdict(ways[::2]) == "different"
+
+
 def test_nothing_is_excused_in_float32() -> None:
     assert verdict([fixed(t7=1.0, t9=1.0), fixed(t7=0.0, t9=1.0)], is_exact=True) == "different"
     assert is_exact(torch.float32)

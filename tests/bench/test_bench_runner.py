@@ -23,6 +23,7 @@ from hasten.errors import ConfigError, PromptError
 
 FIELDS = {
     "prompt_set": str,
+    "batch_size": int,
     "method": str,
     "prompts": int,
     "tokens": int,
@@ -32,6 +33,10 @@ FIELDS = {
     "speedup_hf": float,
     "mean_acceptance_length": float,
     "steps": int,
+    "passes": int,
+    "draft_tokens": int,
+    "compared": int,
+    "different": int,
     "identical": bool,
     "near_ties": int,
     "repeated_8grams": float,
@@ -41,6 +46,7 @@ TIMES = ("draft_ms", "forward_ms", "verify_ms", "other_ms", "outside_forward")
 CONDITIONS = {
     *("model", "shape", "parameters", "dtype", "threads", "processor", "versions", "git_revision"),
     *("temperature", "max_new_tokens", "date", "seed", "repeat", "is_cold", "device"),
+    *("batch_sizes", "ignore_eos"),
 }
 SMALL = ["--dtype", "float32", "--device", "cpu", "--forward", "stock", "--max-new-tokens", "6"]
 
@@ -97,9 +103,10 @@ def test_sampled_baselines_have_nothing_to_agree_with(tmp_path: Path) -> None:
 def test_another_text_ends_with_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = HastenMethod.answer
 
-    def forge(self: HastenMethod, prompt_ids: list[int], params: SamplingParams) -> Answer:
-        found = answer(self, prompt_ids, params)
-        return replace(found, token_ids=[*found.token_ids[:-1], 7]) if self.name == "suffix" else found
+    def forge(self: HastenMethod, prompts: list[list[int]], params: SamplingParams) -> Answer:
+        found = answer(self, prompts, params)
+        [token_ids] = found.token_ids
+        return replace(found, token_ids=[[*token_ids[:-1], 7]]) if self.name == "suffix" else found
 
     monkeypatch.setattr(methods.HastenMethod, "answer", forge)
     result = bench("--prompts", "demo", "--limit", "1", "--methods", "suffix", "--baselines", "")
@@ -112,11 +119,11 @@ def test_an_interrupt_shows_what_is_complete(monkeypatch: pytest.MonkeyPatch, tm
     answered: list[str] = []
     answer = HastenMethod.answer
 
-    def interrupt(self: HastenMethod, prompt_ids: list[int], params: SamplingParams) -> Answer:
+    def interrupt(self: HastenMethod, prompts: list[list[int]], params: SamplingParams) -> Answer:
         answered.append(self.name)
         if len(answered) == 6:
             raise KeyboardInterrupt
-        return answer(self, prompt_ids, params)
+        return answer(self, prompts, params)
 
     monkeypatch.setattr(methods.HastenMethod, "answer", interrupt)
     path = tmp_path / "out.json"
@@ -132,6 +139,11 @@ def test_an_interrupt_shows_what_is_complete(monkeypatch: pytest.MonkeyPatch, tm
         (["--prompts", "demo", "--baselines", "vllm"], "vllm"),
         (["--prompts", "demo", "--limit", "0"], "limit=0"),
         (["--prompts", "demo", "--repeat", "0"], "repeat=0"),
+        (["--prompts", "demo", "--batch", "0"], "batch=0"),
+        (["--prompts", "demo", "--batch", "4,-1"], "batch=-1"),
+        (["--prompts", "demo", "--batch", "many"], "batch='many'"),
+        (["--prompts", "demo", "--batch", "1,2.5"], "batch='1,2.5'"),
+        (["--prompts", "demo", "--batch", ","], "batch=0"),
         (["--prompts", "demo", "--threads", "0"], "threads=0"),
         (["--prompts", "demo,demo"], "cannot be told apart"),
         (["--prompts", "missing.jsonl"], "missing.jsonl"),
@@ -156,8 +168,8 @@ def test_a_bad_line_is_named(tmp_path: Path) -> None:
 def test_later_turns_contain_plain_answers(opened: Any) -> None:
     benchmark = measure(opened, [Conversation(("Hello!", "A latte, please."), True)], methods=("auto",))
     first, second = benchmark.results
-    assert (first.prompt, second.prompt) == ((0, 0), (0, 1))
-    answer = first.answers["plain"].text.split("\nUser:")[0].strip()
+    assert (first.place, second.place) == ((0, 0), (0, 1))
+    answer = first.answers["plain"].texts[0].split("\nUser:")[0].strip()
     prompt_ids = benchmark._prompt_ids(Conversation(("Hello!", "A latte, please."), True), [answer], 1)
     text = opened.language_model.tokenizer.decode(prompt_ids)
     assert text == f"User: Hello!\nAssistant: {answer}\nUser: A latte, please.\nAssistant:"
@@ -176,9 +188,9 @@ def test_the_order_of_the_methods_changes(opened: Any, monkeypatch: pytest.Monke
     order: list[str] = []
     answer = HastenMethod.answer
 
-    def note(self: HastenMethod, prompt_ids: list[int], params: SamplingParams) -> Answer:
+    def note(self: HastenMethod, prompts: list[list[int]], params: SamplingParams) -> Answer:
         order.append(self.name)
-        return answer(self, prompt_ids, params)
+        return answer(self, prompts, params)
 
     monkeypatch.setattr(methods.HastenMethod, "answer", note)
     measure(opened, [Conversation((text,), False) for text in ("One", "Two")], methods=("suffix",))
@@ -191,14 +203,14 @@ def test_baselines_need_a_stock_model(opened: Any) -> None:
 
 
 def test_stores_start_empty_and_cold_ones_stay_so(opened: Any) -> None:
-    prompt_ids = opened.language_model.encode("User: I want to book a table.\nAssistant:")
+    prompts = [opened.language_model.encode("User: I want to book a table.\nAssistant:")]
     params = SamplingParams(max_new_tokens=24)
     steps: dict[bool, list[int]] = {}
     for is_cold in (False, True):
         target, tokenizer = opened.language_model.target, opened.language_model.tokenizer
         method = HastenMethod("suffix", target, tokenizer, is_cold=is_cold)
-        method.start(prompt_ids, params)
-        steps[is_cold] = [method.answer(prompt_ids, params).num_steps for _ in range(2)]
+        method.start(prompts, params)
+        steps[is_cold] = [method.answer(prompts, params).num_steps for _ in range(2)]
     assert steps[False][1] < steps[False][0]
     assert steps[True][1] > steps[False][1]
 

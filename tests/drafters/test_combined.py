@@ -220,5 +220,5 @@ def test_names_become_drafters():
     assert make_drafter("off", Resources(97)).name == "off"
     assert [one.name for one in make_drafter("auto", Resources(97)).drafters] == list(AUTO)
     assert [one.name for one in make_drafter("suffix+aded", Resources(97)).drafters] == ["suffix", "aded"]
-    for name in DRAFTERS:
+    for name in set(DRAFTERS) - {"rest", "superposed"}:
         assert make_drafter(name, Resources(97)).name == name

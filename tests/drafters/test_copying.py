@@ -1,4 +1,4 @@
-"""Prompt lookup and CopySpec copy what followed the last tokens before."""
+"""Prompt lookup, CopySpec and LLMA copy what followed the last tokens before."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from trees import check_tree, gains, sequence_of
 
 from hasten.core import Acceptance
 from hasten.drafters.base import Observation
-from hasten.drafters.copying import CopySpec, PromptLookup, match_reliability
+from hasten.drafters.copying import CopySpec, Llma, PromptLookup, match_reliability
 from hasten.errors import ConfigError, StoreError
 from hasten.tree import DraftTree
 
 TEXTS = strategies.lists(strategies.integers(0, 3), min_size=1, max_size=40)
 
 
-def drafted(drafter: PromptLookup | CopySpec, text: list[int], budget: int = 64) -> list[int]:
+def drafted(drafter: PromptLookup | CopySpec | Llma, text: list[int], budget: int = 64) -> list[int]:
     sequence = sequence_of(text)
     drafter.begin(sequence, None)
     tree = drafter.propose(sequence, budget)
@@ -50,6 +50,27 @@ def test_drafts_equal_a_naive_scan(text: list[int], occurrence: str, fed: int) -
             drafter.observe(sequence, Observation(DraftTree(), Acceptance([], [token])))
         expected = naive(text, sizes, num_tokens, occurrence)
         assert drafter.propose(sequence, 64).token_ids.tolist() == expected
+
+
+@given(prompt=TEXTS, written=TEXTS)
+def test_llma_copies_from_the_prompt_only(prompt: list[int], written: list[int]) -> None:
+    drafter = Llma(num_copy=4)
+    sequence = sequence_of(prompt)
+    drafter.begin(sequence, None)
+    for token in written:
+        sequence.token_ids.append(token)
+        drafter.observe(sequence, Observation(DraftTree(), Acceptance([], [token])))
+    last = sequence.token_ids[-2:]
+    starts = [at for at in range(2, len(prompt)) if prompt[at - 2 : at] == last]
+    expected = prompt[starts[-1] : starts[-1] + 4] if starts else []
+    assert drafter.propose(sequence, 64).token_ids.tolist() == expected
+
+
+def test_llma_copies_seven_tokens_from_the_last_place() -> None:
+    text = [1, 2, 50, 51, 1, 2, *range(60, 70), 1, 2]
+    assert drafted(Llma(), text) == list(range(60, 67))
+    assert drafted(Llma(), text, budget=3) == [60, 61, 62]
+    assert drafted(Llma(), [3, 2, 50, 1, 2]) == []
 
 
 def test_a_step_costs_the_new_tokens_only() -> None:
@@ -133,7 +154,7 @@ def test_sequences_do_not_see_each_other_and_are_forgotten() -> None:
 
 
 def test_there_is_nothing_to_save() -> None:
-    for drafter in (PromptLookup(), CopySpec()):
+    for drafter in (PromptLookup(), CopySpec(), Llma()):
         assert drafter.state() == {}
         drafter.restore({})
         with pytest.raises(StoreError, match=f"{drafter.name} keeps nothing"):
@@ -147,5 +168,7 @@ def test_options_that_cannot_work_are_refused() -> None:
         CopySpec(gamma=0)
     with pytest.raises(ConfigError, match="copy of 0 tokens"):
         CopySpec(num_copy=0)
+    with pytest.raises(ConfigError, match="copy of 0 tokens"):
+        Llma(num_copy=0)
     with pytest.raises(ConfigError, match="occurrence='newest'"):
         CopySpec(occurrence="newest")  # type: ignore[arg-type]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence as AbstractSequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Literal
 
 import torch
@@ -22,8 +21,8 @@ from hasten.tree import DraftTree
 
 Verdict = Literal["same", "near tie", "different"]
 
-REPLAY_ROWS = (1, 4, 8, 16, 32)
-"""Row counts of the passes whose difference is the noise."""
+REPLAY_ROWS = (1, 32, 16, 8, 4)
+"""Rows a prompt in the passes whose difference is the noise: plain decoding's, then the fewest passes."""
 
 LogitsAfter = Callable[[list[int], list[int]], torch.Tensor]
 """(prompt token ids, written token ids) -> float32 [vocab], the logits of the next token."""
@@ -31,8 +30,11 @@ LogitsAfter = Callable[[list[int], list[int]], torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How a text agrees with plain decoding's. Where they differ: since which position, how far the scores of
-    the two tokens are apart there, and how far the passes."""
+    """How a text agrees with plain decoding's.
+
+    Where they differ: since which position, how far the scores of the two tokens are apart there, and how far
+    the passes; these are compared only until they are known to be far enough apart to excuse it.
+    """
 
     verdict: Verdict
     position: int | None = None
@@ -69,11 +71,17 @@ def compare(
     if is_exact:
         return Agreement("different", position)
     common = plain_ids[:position]
-    logits = [way(prompt_ids, common).float() for way in ways]
-    noise = max((_gap_noise(a - b) for a, b in combinations(logits, 2)), default=0.0)
-    noise = max(noise, least_noise) / (params.temperature or 1.0)
+    logits = [ways[0](prompt_ids, common).float()]
     scores = Sampler(params, seed, 0).scores(logits[0], [*prompt_ids, *common])
     gap = float((scores[plain_ids[position]] - scores[token_ids[position]]).abs())
+    scale = params.temperature or 1.0
+    noise = least_noise / scale
+    for way in ways[1:]:
+        if gap <= noise:
+            break
+        found = way(prompt_ids, common).float()
+        noise = max(noise, *(_gap_noise(found - other) / scale for other in logits))
+        logits.append(found)
     return Agreement("near tie" if gap <= noise else "different", position, gap, noise)
 
 
@@ -86,21 +94,29 @@ def is_exact(dtype: torch.dtype) -> bool:
     return torch.finfo(dtype).eps < 1e-5
 
 
-def replay(target: CausalLM, num_rows: int) -> LogitsAfter:
-    """The way to compute logits that decoding with ``num_rows`` rows a step takes, rows and cache alike."""
+def replay(target: CausalLM, num_rows: int, companions: AbstractSequence[list[int]] = ()) -> LogitsAfter:
+    """The way to compute logits that decoding with ``num_rows`` rows a step takes, rows and cache alike.
+
+    Args:
+        companions: the prompts that were answered side by side with this one. They take part with the same
+            tokens: what the other rows of a pass hold does not matter, how many there are does.
+    """
+    batch = 1 + len(companions)
 
     def logits_after(prompt_ids: list[int], written: list[int]) -> torch.Tensor:
         session = target.open()
-        session.prefill([prompt_ids])
+        session.prefill([prompt_ids, *companions])
         done = 0
         while done < len(written):
             known = written[done : done + num_rows]
             tree = session.fit(DraftTree.chain(known[:-1]))
-            session.forward([tree])
+            session.forward([tree] * batch)
             gained = known[: len(tree) + 1]
-            session.keep([Acceptance(list(range(len(tree))), gained)])
+            session.keep([Acceptance(list(range(len(tree))), gained) for _ in range(batch)])
             done += len(gained)
-        filler = session.fit(DraftTree.chain([0] * (num_rows - 1)))
-        return session.forward([filler])[0][0].float()
+        longest = max(map(len, (prompt_ids, *companions))) + len(written)
+        room = max(0, (target.max_length or longest + num_rows) - longest)
+        filler = session.fit(DraftTree.chain([0] * min(num_rows - 1, room)))
+        return session.forward([filler] * batch)[0][0].float()
 
     return logits_after

@@ -1,16 +1,19 @@
-"""One method, one prompt, one answer with its time: hasten's drafters, and transformers as the yardstick."""
+"""One method, a group of prompts, their answers and their time: hasten's drafters, and transformers'."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from hasten.core import DecodeStats, SamplingParams
+from hasten.core import SamplingParams
+from hasten.decode import Step
 from hasten.drafters import Drafter, make_drafter
 from hasten.engine import LanguageModel
 from hasten.errors import ConfigError
@@ -20,68 +23,123 @@ PLAIN = "plain"
 BASELINES: dict[str, dict[str, int]] = {"hf": {}, "hf-prompt-lookup": {"prompt_lookup_num_tokens": 10}}
 """name -> what transformers' ``generate`` is told besides"""
 
+ONE_BY_ONE = frozenset({"hf-prompt-lookup"})
+"""Baselines that transformers runs for a single prompt only."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a method wrote, how long the whole call took, and in how many passes.
+    """What a method wrote to prompts answered side by side, how long that took, and in how many passes.
 
-    ``stats`` is None for transformers, which does not say where its time goes.
+    ``milliseconds`` is None for transformers, which does not say where its time goes.
     """
 
-    token_ids: list[int]
-    text: str
+    token_ids: list[list[int]]
+    """one list a prompt"""
+    texts: list[str]
     seconds: float
+    """of the whole call"""
+    num_passes: int
     num_steps: int
-    stats: DecodeStats | None = None
+    """a pass is a step of every prompt whose text was not finished"""
+    num_draft_tokens: int = 0
+    milliseconds: Mapping[str, float] | None = None
+    """of all passes, by phase"""
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(map(len, self.token_ids))
 
 
 class Method(Protocol):
-    """Answers prompts one by one."""
+    """Answers a group of prompts side by side."""
 
     name: str
 
-    def answer(self, prompt_ids: list[int], params: SamplingParams) -> Answer: ...
+    def answer(self, prompts: list[list[int]], params: SamplingParams) -> Answer: ...
 
-    def start(self, prompt_ids: list[int], params: SamplingParams) -> None:
-        """Begin with nothing learnt, but warm: compiled, allocated, passes measured on this prompt."""
+    def start(self, prompts: list[list[int]], params: SamplingParams) -> None:
+        """Begin with nothing learnt, but warm: compiled, allocated, passes measured on these prompts."""
         ...
+
+
+@dataclass(slots=True)
+class _Work:
+    """The passes of a call, added up; a request's own statistics count a shared pass for each request."""
+
+    num_passes: int = 0
+    num_steps: int = 0
+    num_draft_tokens: int = 0
+    milliseconds: Counter[str] = field(default_factory=Counter)
+
+    def add(self, step: Step) -> None:
+        self.num_passes += 1
+        self.num_steps += len(step.gains)
+        self.num_draft_tokens += sum(len(gain.tree) for gain in step.gains)
+        self.milliseconds.update(step.milliseconds)
 
 
 class HastenMethod:
     """A drafter by name on the shared target, with a store of its own that starts empty.
 
     Args:
-        is_cold: forget after every prompt.
+        policy: how much to draft, by name.
+        is_cold: forget after every call.
+        index: a corpus index, for the drafters that look texts up.
 
     Raises ConfigError for an unknown drafter.
     """
 
-    def __init__(self, name: str, target: CausalLM, tokenizer: Any, *, is_cold: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        target: CausalLM,
+        tokenizer: Any,
+        *,
+        policy: str = "cost",
+        is_cold: bool = False,
+        index: Path | None = None,
+    ) -> None:
         self.name = name
+        self._policy = policy
         self._is_cold = is_cold
         self._drafter_name = "off" if name == PLAIN else name
         self._target = target
         self._tokenizer = tokenizer
+        self._index = index
         self._language_model = self._open()
 
-    def start(self, prompt_ids: list[int], params: SamplingParams) -> None:
+    def start(self, prompts: list[list[int]], params: SamplingParams) -> None:
         self._language_model = self._open()
         # The drafter is thrown away with all it learnt; what a pass costs is remembered.
-        self._language_model.generate(prompt_ids, params, drafter=self._new_drafter())
+        self._generate(prompts, params, self._new_drafter())
 
-    def answer(self, prompt_ids: list[int], params: SamplingParams) -> Answer:
-        drafter = self._new_drafter() if self._is_cold else None
+    def answer(self, prompts: list[list[int]], params: SamplingParams) -> Answer:
+        return self._generate(prompts, params, self._new_drafter() if self._is_cold else None)
+
+    def _generate(self, prompts: list[list[int]], params: SamplingParams, drafter: Drafter | None) -> Answer:
+        work = _Work()
         start = time.perf_counter()
-        output = self._language_model.generate(prompt_ids, params, drafter=drafter)
+        outputs = self._language_model.generate(
+            prompts, params, drafter=drafter, policy=self._policy, batch_size=len(prompts), trace=work.add
+        )
         seconds = time.perf_counter() - start
-        return Answer(output.token_ids, output.text, seconds, output.stats.num_steps, output.stats)
+        return Answer(
+            [output.token_ids for output in outputs],
+            [output.text for output in outputs],
+            seconds,
+            work.num_passes,
+            work.num_steps,
+            work.num_draft_tokens,
+            work.milliseconds,
+        )
 
     def _open(self) -> LanguageModel:
         """One of its own: its cost policy learns what this method's passes cost, no other's."""
-        return LanguageModel(self._target, self._tokenizer, drafter=self._drafter_name)
+        return LanguageModel(self._target, self._tokenizer, drafter=self._drafter_name, index=self._index)
 
     def _new_drafter(self) -> Drafter:
-        return make_drafter(self._drafter_name, self._target.vocab_size)
+        return make_drafter(self._drafter_name, self._language_model.resources)
 
 
 class TransformersMethod:
@@ -94,34 +152,54 @@ class TransformersMethod:
         self._model = model
         self._tokenizer = tokenizer
 
-    def start(self, prompt_ids: list[int], params: SamplingParams) -> None:
-        self.answer(prompt_ids, replace(params, max_new_tokens=min(8, params.max_new_tokens)))
+    def start(self, prompts: list[list[int]], params: SamplingParams) -> None:
+        self.answer(prompts, replace(params, max_new_tokens=min(8, params.max_new_tokens)))
 
-    def answer(self, prompt_ids: list[int], params: SamplingParams) -> Answer:
-        input_ids = torch.tensor([prompt_ids], device=self._model.device)
+    def answer(self, prompts: list[list[int]], params: SamplingParams) -> Answer:
         with _count_passes(self._model) as passes:
             start = time.perf_counter()
-            output = self._model.generate(
-                input_ids,
-                attention_mask=torch.ones_like(input_ids),
-                max_new_tokens=params.max_new_tokens,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                pad_token_id=self._pad_token_id,
-                **BASELINES[self.name],
-            )
-            token_ids = output[0, len(prompt_ids) :].tolist()
-            text = str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
+            token_ids = self._generate(prompts, params)
+            texts = [str(self._tokenizer.decode(row, skip_special_tokens=True)) for row in token_ids]
             seconds = time.perf_counter() - start
-        return Answer(token_ids, text, seconds, passes[0])
+        num_steps = sum(min(passes[0], len(row)) for row in token_ids)  # finished rows are padded on
+        return Answer(token_ids, texts, seconds, passes[0], num_steps)
+
+    def _generate(self, prompts: list[list[int]], params: SamplingParams) -> list[list[int]]:
+        """Prompts padded on the left; of each answer what was written until its first end-of-text token."""
+        width = max(map(len, prompts))
+        padded = [[self._pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts]
+        mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        stop = [] if params.ignore_eos else self._stop_token_ids
+        output = self._model.generate(
+            torch.tensor(padded, device=self._model.device),
+            attention_mask=torch.tensor(mask, device=self._model.device),
+            max_new_tokens=params.max_new_tokens,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            eos_token_id=stop or None,
+            pad_token_id=self._pad_token_id,
+            **BASELINES[self.name],
+        )
+        return [_until(stop, row) for row in output[:, width:].tolist()]
+
+    @property
+    def _stop_token_ids(self) -> list[int]:
+        found = self._model.generation_config.eos_token_id
+        return found if isinstance(found, list) else [] if found is None else [found]
 
     @property
     def _pad_token_id(self) -> int:
-        """Nothing is padded, but without one ``generate`` warns."""
+        """Masked wherever it stands, so any will do; but without one ``generate`` warns."""
         configured = self._model.generation_config.pad_token_id
         return 0 if configured is None else int(configured)
+
+
+def _until(stop: list[int], token_ids: list[int]) -> list[int]:
+    """The tokens up to the first of these, which is kept."""
+    end = next((index for index, token_id in enumerate(token_ids) if token_id in stop), len(token_ids))
+    return token_ids[: end + 1]
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,10 +39,11 @@ def open_model(
     forward: str = "auto",
     shape: str | None = None,
     drafter: str | Drafter = "off",
+    index: Path | None = None,
 ) -> OpenModel:
     """As ``hasten.load``, at the cost of a bigger shape if one is given.
 
-    Raises ConfigError, ModelError.
+    Raises ConfigError, ModelError, StoreError, IncompatibleModels.
     """
     if forward not in FORWARDS:
         raise ConfigError(f"forward={forward!r} is unknown; choose {', '.join(FORWARDS)}")
@@ -49,7 +51,7 @@ def open_model(
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     if forward != "stock":
         pack_linears(model, always=forward == "packed")
-    language_model = LanguageModel(CausalLM(model), tokenizer, drafter=drafter)
+    language_model = LanguageModel(CausalLM(model), tokenizer, drafter=drafter, index=index)
     chosen, reason = _explain_forward(model, language_model.target, forward)
     return OpenModel(name, shape, language_model, num_parameters, chosen, reason)
 

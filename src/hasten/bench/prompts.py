@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,12 @@ def spread(conversations: AbstractSequence[Conversation], limit: int | None) -> 
     if limit is None or limit >= len(conversations):
         return list(conversations)
     return [conversations[index * len(conversations) // limit] for index in range(limit)]
+
+
+def batches(conversations: AbstractSequence[Conversation], size: int) -> list[list[Conversation]]:
+    """All of them in full batches; where they do not fill the last one, the first ones come again."""
+    filled = [*conversations, *islice(cycle(conversations), -len(conversations) % size)]
+    return [filled[start : start + size] for start in range(0, len(filled), size)]
 
 
 def chat_prompt(tokenizer: Any, messages: AbstractSequence[dict[str, str]]) -> str | list[int]:

@@ -1,15 +1,16 @@
-"""From answers to numbers: one record for every prompt set and method."""
+"""From answers to numbers: one record for every prompt set, batch size and method."""
 
 from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence as AbstractSequence
 from dataclasses import asdict
 from typing import Any
 
 from hasten.bench.methods import BASELINES, PLAIN, Answer
-from hasten.bench.runner import Benchmark, PromptResult
+from hasten.bench.runner import Benchmark, GroupResult
 
 _PHASES = ("draft", "forward", "verify", "other")
 
@@ -17,11 +18,13 @@ Record = dict[str, Any]
 
 
 def records_of(benchmark: Benchmark) -> list[Record]:
-    """JSON-ready records, in the order of the prompt sets and methods."""
+    """JSON-ready records, in the order of the prompt sets, batch sizes and methods."""
+    rounds: dict[tuple[str, int], list[GroupResult]] = {}
+    for result in benchmark.results:
+        rounds.setdefault((result.prompt_set, result.batch_size), []).append(result)
     records: list[Record] = []
-    for name in dict.fromkeys(result.prompt_set for result in benchmark.results):
-        results = [result for result in benchmark.results if result.prompt_set == name]
-        records += _set_records(results, benchmark.left_out.get(name, 0))
+    for (name, _), results in rounds.items():
+        records += _round_records(results, benchmark.left_out.get(name, 0))
     return records
 
 
@@ -44,7 +47,7 @@ def repeated_8grams(answers: Iterable[AbstractSequence[int]]) -> float:
     return repeated / total if total else 0.0
 
 
-def _set_records(results: list[PromptResult], left_out: int) -> list[Record]:
+def _round_records(results: list[GroupResult], left_out: int) -> list[Record]:
     methods = [PLAIN, *(name for name in results[0].answers if name not in (PLAIN, *BASELINES))]
     methods += [name for name in BASELINES if name in results[0].answers]
     records = [_method_record(results, method) for method in methods]
@@ -57,17 +60,17 @@ def _set_records(results: list[PromptResult], left_out: int) -> list[Record]:
     return records
 
 
-def _method_record(results: list[PromptResult], method: str) -> Record:
+def _method_record(results: list[GroupResult], method: str) -> Record:
     answers = _median_answers(results, method)
-    tokens = sum(len(answer.token_ids) for answer in answers)
+    tokens = sum(answer.num_tokens for answer in answers)
     steps = sum(answer.num_steps for answer in answers)
     seconds = sum(answer.seconds for answer in answers)
-    agreements = [result.agreements[method] for result in results]
-    known = [agreement for agreement in agreements if agreement]
+    verdicts = Counter(found.verdict for result in results for found in result.agreements[method])
     return {
         "prompt_set": results[0].prompt_set,
+        "batch_size": results[0].batch_size,
         "method": method,
-        "prompts": len(answers),
+        "prompts": sum(len(answer.token_ids) for answer in answers),
         "tokens": tokens,
         "seconds": round(seconds, 4),
         "tokens_per_second": round(tokens / seconds, 2),
@@ -75,30 +78,39 @@ def _method_record(results: list[PromptResult], method: str) -> Record:
         "speedup_hf": None,
         "mean_acceptance_length": round(tokens / max(1, steps), 4),
         "steps": steps,
-        "identical": all(agreement.verdict != "different" for agreement in known) if known else None,
-        "near_ties": sum(agreement.verdict == "near tie" for agreement in known),
-        "repeated_8grams": round(repeated_8grams(answer.token_ids for answer in answers), 4),
-        **_phases(answers, steps),
+        "identical": not verdicts["different"] if verdicts else None,
+        "compared": verdicts.total(),
+        "near_ties": verdicts["near tie"],
+        "different": verdicts["different"],
+        "repeated_8grams": round(
+            repeated_8grams(token_ids for answer in answers for token_ids in answer.token_ids), 4
+        ),
+        **_costs(answers),
     }
 
 
-def _median_answers(results: list[PromptResult], method: str) -> list[Answer]:
-    """Of every prompt's repetitions the one that took the median time."""
+def _median_answers(results: list[GroupResult], method: str) -> list[Answer]:
+    """Of every group's repetitions the one that took the median time."""
     runs: dict[tuple[int, int], list[Answer]] = {}
     for result in results:
-        runs.setdefault(result.prompt, []).append(result.answers[method])
+        runs.setdefault(result.place, []).append(result.answers[method])
     return [sorted(some, key=lambda answer: answer.seconds)[(len(some) - 1) // 2] for some in runs.values()]
 
 
-def _phases(answers: list[Answer], steps: int) -> Record:
-    """Milliseconds a step, and the share of the step outside the forward pass in percent."""
+def _costs(answers: list[Answer]) -> Record:
+    """Milliseconds a pass and its share outside the model in percent; what a node of a draft tree cost."""
+    passes = sum(answer.num_passes for answer in answers)
+    nodes = sum(answer.num_draft_tokens for answer in answers)
+    counts = {"passes": passes, "draft_tokens": nodes}
     names = [f"{phase}_ms" for phase in _PHASES]
-    stats = [answer.stats for answer in answers if answer.stats]
-    if not stats:
-        return {**dict.fromkeys(names), "outside_forward": None}
-    spent = {name: sum(getattr(one, name) for one in stats) for name in names}
-    outside = 1 - spent["forward_ms"] / sum(spent.values())
+    spent: Counter[str] = Counter()
+    for answer in answers:
+        spent.update(answer.milliseconds or {})
+    if not spent:
+        return {**counts, **dict.fromkeys(names), "draft_ms_per_token": None, "outside_forward": None}
     return {
-        **{name: round(total / steps, 4) for name, total in spent.items()},
-        "outside_forward": round(100 * outside, 2),
+        **counts,
+        **{name: round(spent[phase] / passes, 4) for phase, name in zip(_PHASES, names, strict=True)},
+        "draft_ms_per_token": round(spent["draft"] / nodes, 5) if nodes else None,
+        "outside_forward": round(100 * (1 - spent["forward"] / spent.total()), 2),
     }

@@ -15,29 +15,40 @@ from hasten.bench.records import Record, geometric_mean
 _WIDE = 130
 """A terminal of so many columns shows speed and times side by side."""
 
+_LEGEND = (
+    "draft, forward, verify, other: milliseconds a step. a node: milliseconds of drafting for each node of "
+    "the draft trees. outside: share of the step outside the forward pass. repeated: share of the written "
+    "8-grams that stood earlier in the same answer. Texts that repeat themselves are easy to draft. Prefill "
+    "is in tokens/s, warm-up is not."
+)
+_BATCH_LEGEND = (
+    "batch: prompts answered side by side, first turns only, in full batches. A step is one pass over the "
+    "whole batch; tokens a step are those of one text. Every batch size starts with empty stores."
+)
+
 _Column = tuple[str, Callable[[Record], str]]
 
 
 def print_report(console: Console, conditions: dict[str, Any], records: list[Record], note: str) -> None:
-    """A table for every prompt set, the means over all sets, and what the numbers mean."""
-    names = list(dict.fromkeys(record["prompt_set"] for record in records))
-    caption = _caption(conditions)
+    """A table for every prompt set and batch size, the means over all sets, and what the numbers mean."""
+    caption = conditions_line(conditions)
     groups = [_SPEED + _TIMES] if console.width >= _WIDE else [_SPEED, _TIMES]
-    for name in names:
-        chosen = [record for record in records if record["prompt_set"] == name]
+    rounds: dict[tuple[str, int], list[Record]] = {}
+    for record in records:
+        rounds.setdefault((record["prompt_set"], record["batch_size"]), []).append(record)
+    for chosen in rounds.values():
         for columns in groups:
-            console.print(_set_table(name, chosen, columns, caption if columns is groups[-1] else None))
+            console.print(_round_table(chosen, columns, caption if columns is groups[-1] else None))
+    names = list(dict.fromkeys(name for name, _ in rounds))
     if len(names) > 1:
-        console.print(_mean_table(names, records, caption))
+        for batch_size in dict.fromkeys(size for _, size in rounds):
+            chosen = [record for record in records if record["batch_size"] == batch_size]
+            console.print(_mean_table(names, chosen, caption))
     if note:
         console.print(note, highlight=False)
-    console.print(
-        "draft, forward, verify, other: milliseconds a step. outside: share of the step outside the forward "
-        "pass. repeated: share of the written 8-grams that stood earlier in the same answer. Texts that "
-        "repeat themselves are easy to draft. Prefill is in tokens/s, warm-up is not.",
-        style="dim",
-        highlight=False,
-    )
+    console.print(_LEGEND, style="dim", highlight=False)
+    if any(record["batch_size"] > 1 for record in records):
+        console.print(_BATCH_LEGEND, style="dim", highlight=False)
 
 
 def identical_word(record: Record) -> str:
@@ -50,7 +61,8 @@ def identical_word(record: Record) -> str:
     return "yes" if not ties else f"yes, {ties} near tie{'s' * (ties > 1)}"
 
 
-def _caption(conditions: dict[str, Any]) -> str:
+def conditions_line(conditions: dict[str, Any]) -> str:
+    """Model, machine and settings in a sentence."""
     sampling = f"temperature {conditions['temperature']}" if conditions["temperature"] else "greedy"
     model = conditions["model"]
     if conditions["shape"]:
@@ -58,13 +70,14 @@ def _caption(conditions: dict[str, Any]) -> str:
     return (
         f"{model} ({conditions['parameters'] / 1e6:.1f} M parameters), {conditions['dtype']}, "
         f"threads: {conditions['threads']}, {conditions['processor']}, {sampling}, "
-        f"{conditions['max_new_tokens']} new tokens, {'cold' if conditions['is_cold'] else 'learning'} stores"
+        f"{conditions['max_new_tokens']} new tokens{' exactly' if conditions['ignore_eos'] else ''}, "
+        f"{'cold' if conditions['is_cold'] else 'learning'} stores"
     )
 
 
-def _set_table(name: str, records: list[Record], columns: list[_Column], caption: str | None) -> Table:
-    title = f"{name}, {records[0]['prompts']} prompts"
-    table = _table(title, caption)
+def _round_table(records: list[Record], columns: list[_Column], caption: str | None) -> Table:
+    title = f"{records[0]['prompt_set']}, {records[0]['prompts']} prompts"
+    table = _table(title + _batch_words(records[0]), caption)
     for column, _ in columns:
         table.add_column(column, justify="left" if column == "identical" else "right")
     for record in records:
@@ -87,11 +100,15 @@ def _table(title: str, caption: str | None) -> Table:
     return table
 
 
+def _batch_words(record: Record) -> str:
+    return f", batch {record['batch_size']}" if record["batch_size"] > 1 else ""
+
+
 def _mean_table(names: list[str], records: list[Record], caption: str) -> Table:
     """Speed-ups over transformers where it was measured, else over plain decoding."""
     key = "speedup_hf" if all(record["speedup_hf"] for record in records) else "speedup"
     title = f"geometric mean of the speed-up over {'hf' if key == 'speedup_hf' else PLAIN}"
-    table = _table(title, caption)
+    table = _table(title + _batch_words(records[0]), caption)
     for name in names:
         table.add_column(name, justify="right")
     table.add_column("mean", justify="right", style="bold")
@@ -108,8 +125,8 @@ def _times(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.2f}×"
 
 
-def _milliseconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _milliseconds(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _percent(value: float | None) -> str:
@@ -126,6 +143,7 @@ _SPEED: list[_Column] = [
 ]
 _TIMES: list[_Column] = [
     ("draft", lambda record: _milliseconds(record["draft_ms"])),
+    ("a node", lambda record: _milliseconds(record["draft_ms_per_token"], 3)),
     ("forward", lambda record: _milliseconds(record["forward_ms"])),
     ("verify", lambda record: _milliseconds(record["verify_ms"])),
     ("other", lambda record: _milliseconds(record["other_ms"])),

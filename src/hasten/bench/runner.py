@@ -1,24 +1,38 @@
-"""Runs all methods on the same prompts, one after the other in changing order, and keeps every answer."""
+"""Runs all methods on the same prompts, one after the other in changing order, and keeps every answer.
+
+Prompts are answered in groups, side by side; a single prompt is a group of one. A group of one is a whole
+conversation, turn after turn; of larger groups only the first turns are answered.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence as AbstractSequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hasten.bench.agreement import REPLAY_ROWS, Agreement, LogitsAfter, compare, is_exact, replay
-from hasten.bench.methods import BASELINES, PLAIN, Answer, HastenMethod, Method, TransformersMethod
+from hasten.bench.methods import (
+    BASELINES,
+    ONE_BY_ONE,
+    PLAIN,
+    Answer,
+    HastenMethod,
+    Method,
+    TransformersMethod,
+)
 from hasten.bench.models import OpenModel
-from hasten.bench.prompts import USER_STOP, Conversation, PromptSet, chat_prompt, spread
+from hasten.bench.prompts import USER_STOP, Conversation, PromptSet, batches, chat_prompt, spread
 from hasten.core import SamplingParams
 from hasten.engine import LanguageModel
 from hasten.errors import ConfigError, PromptError
 from hasten.models.causal_lm import CausalLM
+from hasten.policies import check_policy
 
 _WARM_UP_TOKENS = 32
 
 Progress = Callable[[str, int, int], None]
-"""(name of the prompt set, conversations done, conversations)"""
+"""(name of the prompt set, conversations done, conversations), every batch size and repetition counted"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,35 +41,51 @@ class BenchConfig:
 
     methods: tuple[str, ...] = (PLAIN, "auto")
     baselines: tuple[str, ...] = ("hf",)
+    batch_sizes: tuple[int, ...] = (1,)
+    """how many prompts are answered side by side; one round for each"""
     max_new_tokens: int = 128
+    ignore_eos: bool = False
+    """every text has exactly max_new_tokens tokens"""
     limit: int | None = None
     temperature: float = 0.0
     seed: int = 0
+    policy: str = "cost"
     is_cold: bool = False
     repeat: int = 1
 
     def __post_init__(self) -> None:
         SamplingParams(max_new_tokens=self.max_new_tokens, temperature=self.temperature, seed=self.seed)
-        for name, value in (("repeat", self.repeat), ("limit", 1 if self.limit is None else self.limit)):
+        limit = 1 if self.limit is None else self.limit
+        sizes = [("batch", size) for size in self.batch_sizes or (0,)]
+        for name, value in (("repeat", self.repeat), ("limit", limit), *sizes):
             if value < 1:
                 raise ConfigError(f"{name}={value} cannot work; it must be at least 1")
+        check_policy(self.policy, None)
         unknown = sorted(set(self.baselines) - set(BASELINES))
         if unknown:
             raise ConfigError(f"baseline {unknown[0]!r} is unknown; choose {', '.join(BASELINES)}")
+        one_by_one = ONE_BY_ONE.intersection(self.baselines)
+        if one_by_one and max(self.batch_sizes) > 1:
+            raise ConfigError(
+                f"transformers runs {min(one_by_one)} for one prompt at a time; leave it out, or use batch 1"
+            )
+        object.__setattr__(self, "batch_sizes", tuple(dict.fromkeys(self.batch_sizes)))
         object.__setattr__(self, "methods", tuple(dict.fromkeys((PLAIN, *self.methods))))
         object.__setattr__(self, "baselines", tuple(dict.fromkeys(self.baselines)))
 
 
 @dataclass(frozen=True, slots=True)
-class PromptResult:
-    """All methods' answers to one prompt. An agreement is None where there is nothing to agree with."""
+class GroupResult:
+    """All methods' answers to prompts that were answered side by side."""
 
     prompt_set: str
-    prompt: tuple[int, int]
-    """index of the conversation and of the turn"""
+    batch_size: int
+    place: tuple[int, int]
+    """index of the group and of the turn"""
     repetition: int
     answers: dict[str, Answer]
-    agreements: dict[str, Agreement | None]
+    agreements: dict[str, list[Agreement]]
+    """one a prompt; none where there is nothing to agree with"""
 
 
 @dataclass(slots=True)
@@ -69,34 +99,41 @@ class Benchmark:
     config: BenchConfig
     stock: tuple[Any, Any] | None = None
     """transformers' own model and tokenizer; needed for baselines"""
-    results: list[PromptResult] = field(default_factory=list)
+    results: list[GroupResult] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
     """prompts that do not fit into the context with their answer, per prompt set"""
+    num_conversations: dict[str, int] = field(default_factory=dict)
+    """how many are asked, per prompt set: as many as asked for, up to full batches"""
     _methods: list[Method] = field(default_factory=list)
-    _ways: dict[bool, list[LogitsAfter]] = field(default_factory=dict)
+    _stock_target: CausalLM | None = None
 
     def __post_init__(self) -> None:
         target, tokenizer = self._target, self._language_model.tokenizer
-        names, is_cold = self.config.methods, self.config.is_cold
-        self._methods = [HastenMethod(name, target, tokenizer, is_cold=is_cold) for name in names]
-        self._ways[False] = [replay(target, num_rows) for num_rows in REPLAY_ROWS]
+        options: dict[str, Any] = {"policy": self.config.policy, "is_cold": self.config.is_cold}
+        if index := self._language_model.resources.index:
+            options["index"] = index.path
+        self._methods = [HastenMethod(name, target, tokenizer, **options) for name in self.config.methods]
         if self.config.baselines:
             if self.stock is None:
                 raise ConfigError("baselines need a second, stock copy of the model; give stock=")
             self._methods += [TransformersMethod(name, *self.stock) for name in self.config.baselines]
-            self._ways[True] = [self._ways[False][0], replay(CausalLM(self.stock[0]), 1)]
+            self._stock_target = CausalLM(self.stock[0])
 
     def run(self, prompt_sets: AbstractSequence[PromptSet], progress: Progress | None = None) -> None:
         """Sets have different names. Raises PromptError when no prompt of a set fits into the context."""
         for prompt_set in prompt_sets:
             conversations = self._choose(prompt_set)
-            for repetition in range(self.config.repeat):
-                self._start(conversations[0])
-                for index, conversation in enumerate(conversations):
-                    self._converse(prompt_set.name, index, repetition, conversation)
-                    if progress:
-                        done = repetition * len(conversations) + index + 1
-                        progress(prompt_set.name, done, len(conversations) * self.config.repeat)
+            total = len(conversations) * len(self.config.batch_sizes) * self.config.repeat
+            done = 0
+            for batch_size in self.config.batch_sizes:
+                for repetition in range(self.config.repeat):
+                    groups = batches(conversations, batch_size)
+                    self._start(groups[0])
+                    for index, group in enumerate(groups):
+                        self._converse(prompt_set.name, index, repetition, group)
+                        if progress:
+                            progress(prompt_set.name, min(total, done + (index + 1) * batch_size), total)
+                    done += len(conversations)
 
     @property
     def _language_model(self) -> LanguageModel:
@@ -114,7 +151,15 @@ class Benchmark:
                 f"no prompt of {prompt_set.name} leaves room for {self.config.max_new_tokens} new tokens in "
                 f"the context of {self._target.max_length}; lower --max-new-tokens or choose other prompts"
             )
-        return spread(fitting, self.config.limit)
+        asked = min(len(fitting), self.config.limit or len(fitting))
+        count = self.num_conversations[prompt_set.name] = self._full(asked, len(fitting))
+        return spread(fitting, count)
+
+    def _full(self, asked: int, available: int) -> int:
+        """So many that batches of every size are full without asking any twice, where there are enough."""
+        unit = math.lcm(*self.config.batch_sizes)
+        rounded = min(math.ceil(asked / unit), available // unit) * unit
+        return rounded or available
 
     def _fits(self, prompt_ids: list[int]) -> bool:
         limit = self._target.max_length
@@ -136,66 +181,70 @@ class Benchmark:
             prompt = chat_prompt(tokenizer, messages)
         return list(tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else prompt
 
-    def _start(self, conversation: Conversation) -> None:
-        prompt_ids = self._prompt_ids(conversation, [], 0)
+    def _start(self, group: list[Conversation]) -> None:
+        prompts = [self._prompt_ids(conversation, [], 0) for conversation in group]
         params = self._params(0)
+        params = replace(params, max_new_tokens=min(_WARM_UP_TOKENS, params.max_new_tokens))
         for method in self._methods:
-            method.start(
-                prompt_ids, replace(params, max_new_tokens=min(_WARM_UP_TOKENS, params.max_new_tokens))
-            )
+            method.start(prompts, params)
 
     def _params(self, index: int) -> SamplingParams:
-        """One seed a prompt, the same for all methods."""
+        """One seed a group, the same for all methods."""
         return SamplingParams(
             max_new_tokens=self.config.max_new_tokens,
             temperature=self.config.temperature,
             seed=self.config.seed + index,
+            ignore_eos=self.config.ignore_eos,
         )
 
-    def _converse(self, name: str, index: int, repetition: int, conversation: Conversation) -> None:
+    def _converse(self, name: str, index: int, repetition: int, group: list[Conversation]) -> None:
         """Every turn by every method; later turns contain plain decoding's answers to the earlier ones."""
         answers: list[str] = []
-        for turn in range(max(1, len(conversation.turns))):
-            prompt_ids = self._prompt_ids(conversation, answers, turn)
-            if not self._fits(prompt_ids):
-                self.left_out[name] += 1
+        for turn in range(max(1, len(group[0].turns)) if len(group) == 1 else 1):
+            prompts = [self._prompt_ids(conversation, answers, turn) for conversation in group]
+            if not all(map(self._fits, prompts)):
+                self.left_out[name] += not repetition
                 return
-            result = self._answer(name, (index, turn), repetition, prompt_ids)
+            result = self._answer(name, (index, turn), repetition, prompts)
             self.results.append(result)
-            answers.append(result.answers[PLAIN].text.split(USER_STOP)[0].strip() or "(no answer)")
+            answers.append(result.answers[PLAIN].texts[0].split(USER_STOP)[0].strip() or "(no answer)")
 
     def _answer(
-        self, name: str, prompt: tuple[int, int], repetition: int, prompt_ids: list[int]
-    ) -> PromptResult:
-        params = self._params(prompt[0])
-        first = (sum(prompt) + repetition) % len(self._methods)
+        self, name: str, place: tuple[int, int], repetition: int, prompts: list[list[int]]
+    ) -> GroupResult:
+        params = self._params(place[0])
+        first = (sum(place) + repetition) % len(self._methods)
         order = self._methods[first:] + self._methods[:first]
-        answers = {method.name: method.answer(prompt_ids, params) for method in order}
-        plain_ids = answers[PLAIN].token_ids
+        answers = {method.name: method.answer(prompts, params) for method in order}
         agreements = {
-            method: self._agreement(method, prompt_ids, plain_ids, answer.token_ids, params)
+            method: self._agreements(method, prompts, answers[PLAIN], answer, params)
             for method, answer in answers.items()
         }
-        return PromptResult(name, prompt, repetition, answers, agreements)
+        return GroupResult(name, len(prompts), place, repetition, answers, agreements)
 
-    def _agreement(
-        self,
-        method: str,
-        prompt_ids: list[int],
-        plain_ids: list[int],
-        token_ids: list[int],
-        params: SamplingParams,
-    ) -> Agreement | None:
-        is_baseline = method in BASELINES
-        if is_baseline and params.temperature > 0:
-            return None  # transformers runs greedily, so its text is another one
-        return compare(
-            prompt_ids,
-            plain_ids,
-            token_ids,
-            ways=self._ways[is_baseline],
-            params=params,
-            seed=params.seed or 0,
-            least_noise=self._target.probe.noise,
-            is_exact=is_exact(self._target.dtype),
-        )
+    def _agreements(
+        self, method: str, prompts: list[list[int]], plain: Answer, answer: Answer, params: SamplingParams
+    ) -> list[Agreement]:
+        if method in BASELINES and params.temperature > 0:
+            return []  # transformers runs greedily, so its text is another one
+        return [
+            compare(
+                prompt_ids,
+                plain.token_ids[row],
+                answer.token_ids[row],
+                ways=self._ways(method, prompts[:row] + prompts[row + 1 :]),
+                params=params,
+                seed=params.seed or 0,
+                least_noise=self._target.probe.noise,
+                is_exact=is_exact(self._target.dtype),
+            )
+            for row, prompt_ids in enumerate(prompts)
+        ]
+
+    def _ways(self, method: str, companions: list[list[int]]) -> list[LogitsAfter]:
+        """Plain decoding's way to compute logits first, then what else a method may have done."""
+        plain = replay(self._target, 1, companions)
+        if method in BASELINES:
+            assert self._stock_target is not None
+            return [plain, replay(self._stock_target, 1, companions)]
+        return [plain, *(replay(self._target, num_rows, companions) for num_rows in REPLAY_ROWS[1:])]

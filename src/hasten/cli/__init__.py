@@ -11,10 +11,12 @@ import typer
 from typer.core import TyperGroup
 
 from hasten import __version__
+from hasten.cli.autocomplete import autocomplete
 from hasten.cli.bench import bench
 from hasten.cli.chat import chat
 from hasten.cli.demo import demo
 from hasten.cli.generate import generate
+from hasten.cli.index import index
 from hasten.cli.info import info, systems
 from hasten.cli.train import train_app
 from hasten.errors import HastenError
@@ -47,9 +49,11 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(generate)
 app.command()(chat)
+app.command()(autocomplete)
 app.command()(info)
 app.command()(systems)
 app.command()(bench)
+app.command()(index)
 app.add_typer(train_app, name="train", help="Train small models on text files.")
 
 

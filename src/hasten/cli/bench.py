@@ -34,10 +34,21 @@ def bench(
     baselines: Annotated[
         str, typer.Option(help="transformers' own generate: hf, hf-prompt-lookup; '' for none.")
     ] = "hf",
+    batch: Annotated[
+        str, typer.Option(help="Prompts answered side by side; several sizes with commas, as in 1,4,8.")
+    ] = "1",
     max_new_tokens: options.MaxNewTokens = 128,
-    limit: Annotated[int | None, typer.Option(help="This many prompts of each set, spread over it.")] = None,
+    ignore_eos: Annotated[
+        bool,
+        typer.Option("--ignore-eos", help="Write on after an end-of-text, all texts to the same length."),
+    ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(help="This many prompts of each set, spread over it; as many more as fill the batches."),
+    ] = None,
     temperature: options.Temperature = 0.0,
     seed: Annotated[int, typer.Option(help="Of the first prompt; the next one has the next seed.")] = 0,
+    policy: options.PolicyName = "cost",
     is_cold: Annotated[bool, typer.Option("--cold", help="Drafters forget between prompts.")] = False,
     repeat: Annotated[int, typer.Option(help="Run everything so often; the median of a prompt counts.")] = 1,
     shape: options.Shape = None,
@@ -45,6 +56,7 @@ def bench(
     device: options.Device = None,
     forward: options.ForwardName = "auto",
     threads: options.Threads = None,
+    index: options.Index = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the records here.")] = None,
 ) -> None:
     """Measure speed, and check that every text is plain decoding's. Exit code 1 where one is not."""
@@ -55,23 +67,35 @@ def bench(
     config = BenchConfig(
         methods=_names(methods),
         baselines=_names(baselines),
+        batch_sizes=_batch_sizes(batch),
         max_new_tokens=max_new_tokens,
+        ignore_eos=ignore_eos,
         limit=limit,
         temperature=temperature,
         seed=seed,
+        policy=policy,
         is_cold=is_cold,
         repeat=repeat,
     )
     options.set_threads(threads)
     options.quiet_loading()
     sources = [name for entry in prompts for name in _names(entry)]
-    opened = open_model(model, dtype=dtype, device=device, forward=forward, shape=shape)
+    opened = open_model(model, dtype=dtype, device=device, forward=forward, shape=shape, index=index)
     sets = load_prompt_sets(sources, opened.language_model.target.vocab_size)
     _measure(opened, config, sets, device, json_file)
 
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _batch_sizes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(size) for size in _names(text))
+    except ValueError:
+        raise ConfigError(
+            f"batch={text!r} cannot work; give whole numbers with commas, as in 1,4,8"
+        ) from None
 
 
 def _measure(
@@ -131,8 +155,22 @@ def _report(benchmark: Benchmark, sets: list[PromptSet], json_file: Path | None)
     for one in sets:
         if num_left_out := benchmark.left_out.get(one.name, 0):
             typer.echo(f"{one.name}: {num_left_out} prompts do not fit into the context and were left out")
+        _explain_batches(one.name, benchmark)
     if json_file is not None:
         json_file.write_text(
             json.dumps({"conditions": conditions, "records": records}, indent=2) + "\n", encoding="utf-8"
         )
     return records
+
+
+def _explain_batches(name: str, benchmark: Benchmark) -> None:
+    """Which prompts full batches are made of, where they are not simply those that were asked for."""
+    sizes, count = benchmark.config.batch_sizes, benchmark.num_conversations.get(name)
+    if count is None or max(sizes) == 1:
+        return
+    limit = benchmark.config.limit
+    asked = "" if limit is None else f" for --limit {limit}"
+    typer.echo(f"{name}: {count} conversations{asked}, to fill batches of {', '.join(map(str, sizes))}")
+    for size in sizes:
+        if missing := -count % size:
+            typer.echo(f"{name}, batch {size}: {missing} of them a second time, to fill the last batch")

@@ -33,6 +33,7 @@ def chat(
     dtype: options.Dtype = "auto",
     device: options.Device = None,
     forward: options.ForwardName = "auto",
+    index: options.Index = None,
 ) -> None:
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D or /exit the conversation."""
     from hasten.bench.prompts import stop_strings
@@ -46,7 +47,7 @@ def chat(
         seed=seed,
     )
     language_model = options.load_model(
-        model, dtype=dtype, device=device, forward=forward, drafter=drafter, store=None
+        model, dtype=dtype, device=device, forward=forward, drafter=drafter, store=None, index=index
     )
     if language_model.tokenizer is None:
         raise ModelError(f"{model!r} has no tokenizer, so there is nothing to talk with")

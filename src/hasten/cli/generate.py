@@ -18,7 +18,7 @@ from hasten.core import SamplingParams
 from hasten.errors import ConfigError, GenerationInterrupted, PromptError
 
 if TYPE_CHECKING:
-    from hasten.engine import LanguageModel, Output, Trace
+    from hasten.engine import LanguageModel, Output
 
 
 def generate(
@@ -37,6 +37,8 @@ def generate(
     stop: options.Stop = None,
     drafter: options.DrafterName = "auto",
     num_draft_tokens: options.NumDraftTokens = None,
+    policy: options.PolicyName = "cost",
+    verify: options.VerifyName = "follow",
     batch: Annotated[int, typer.Option(help="How many prompts are written side by side.")] = 1,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a prompt, with statistics.")
@@ -46,6 +48,7 @@ def generate(
     device: options.Device = None,
     forward: options.ForwardName = "auto",
     store: options.Store = None,
+    index: options.Index = None,
 ) -> None:
     """Continue one or more prompts. The text of a single prompt appears while it is written."""
     params = SamplingParams(
@@ -60,14 +63,15 @@ def generate(
     if bool(prompt) == bool(file):
         raise PromptError("give either --prompt TEXT or --file FILE")
     language_model = options.load_model(
-        model, dtype=dtype, device=device, forward=forward, drafter=drafter, store=store
+        model, dtype=dtype, device=device, forward=forward, drafter=drafter, store=store, index=index
     )
     prompts = _read_prompts(file, language_model) if file else list(prompt or [])
     with _saved_store(language_model, store), _open_trace(trace, language_model) as tracer:
+        arguments: dict[str, Any] = {"num_draft_tokens": num_draft_tokens, "policy": policy}
+        arguments |= {"verify": verify, "trace": tracer}
         if len(prompts) == 1 and not as_json:
-            _stream(language_model, prompts[0], params, num_draft_tokens, tracer)
+            _stream(language_model, prompts[0], params, arguments)
             return
-        arguments: dict[str, Any] = {"num_draft_tokens": num_draft_tokens, "trace": tracer}
         try:
             outputs = language_model.generate(prompts, params, batch_size=batch, **arguments)
         except GenerationInterrupted as interrupted:
@@ -119,14 +123,10 @@ def _open_trace(path: Path | None, language_model: LanguageModel) -> Any:
 
 
 def _stream(
-    language_model: LanguageModel,
-    prompt: Any,
-    params: SamplingParams,
-    num_draft_tokens: int | None,
-    trace: Trace | None,
+    language_model: LanguageModel, prompt: Any, params: SamplingParams, arguments: dict[str, Any]
 ) -> None:
     live = LiveText(Console(file=sys.stdout, highlight=False), is_coloured=False)
-    pieces = language_model.stream(prompt, params, num_draft_tokens=num_draft_tokens, trace=trace)
+    pieces = language_model.stream(prompt, params, **arguments)
     if language_model.tokenizer is None:
         raise ConfigError("this model has no tokenizer, so there is no text to show; use --json")
     try:
@@ -157,5 +157,6 @@ def _as_json(prompt: Any, output: Output) -> dict[str, Any]:
         "token_ids": output.token_ids,
         "finish_reason": output.finish_reason,
         "seed": output.seed,
+        "guarantee": output.guarantee,
         "stats": output.stats.as_dict(),
     }

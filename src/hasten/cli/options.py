@@ -29,6 +29,17 @@ DrafterName = Annotated[
 NumDraftTokens = Annotated[
     int | None, typer.Option(help="A fixed size of the draft tree. Default: what pays on this machine.")
 ]
+PolicyName = Annotated[
+    str,
+    typer.Option("--policy", help="How much to draft: cost (what pays), or the batch rules ems and bass."),
+]
+VerifyName = Annotated[
+    str,
+    typer.Option(
+        "--verify",
+        help="follow (the text of plain decoding), residual (its law) or confident (approximate).",
+    ),
+]
 Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's), float32, float64, bfloat16 or float16.")]
 Device = Annotated[
     str | None, typer.Option(help="Such as cpu or cuda:0. Default: the GPU where there is one.")
@@ -44,16 +55,29 @@ Store = Annotated[
     Path | None, typer.Option(help="Start with what this file holds, if it exists; save there afterwards.")
 ]
 
+Index = Annotated[
+    Path | None, typer.Option(help="A corpus index of `hasten index`, for the drafters auto, rest and rasd.")
+]
+
 
 def load_model(
-    model: str, *, dtype: str, device: str | None, forward: str, drafter: str, store: Path | None
+    model: str,
+    *,
+    dtype: str,
+    device: str | None,
+    forward: str,
+    drafter: str,
+    store: Path | None,
+    index: Path | None,
 ) -> LanguageModel:
     """As ``hasten.load``; a store is loaded only if the file is there already."""
     import hasten
 
     quiet_loading()
     known = store if store is not None and store.exists() else None
-    return hasten.load(model, dtype=dtype, device=device, forward=forward, drafter=drafter, store=known)
+    return hasten.load(
+        model, dtype=dtype, device=device, forward=forward, drafter=drafter, store=known, index=index
+    )
 
 
 def quiet_loading() -> None:

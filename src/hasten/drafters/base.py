@@ -14,6 +14,7 @@ from hasten.tree import DraftTree
 if TYPE_CHECKING:
     import torch
 
+    from hasten.drafters.corpus_index import CorpusIndex
     from hasten.models.causal_lm import CausalLM
     from hasten.models.session import Session
 
@@ -25,12 +26,12 @@ class Resources:
     """What a drafter may be built from.
 
     ``target`` is the model whose text is drafted; only drafters that run it themselves need it. ``index`` is
-    the path of a corpus index (``hasten index``).
+    a corpus index (``hasten index``), made with the target's tokenizer.
     """
 
     vocab_size: int
     target: CausalLM | None = None
-    index: str | None = None
+    index: CorpusIndex | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,11 +98,15 @@ class CombinedDrafter:
         )
         self._pools[sequence] = _Pool(token_ids, parents, depths, sets, bins, set_bins)
         order, new_parents = _select(scores, parents, budget)
-        return DraftTree(token_ids[order], new_parents, scores[order], sets[order], self._set_names)
+        laws = trees[0].draft_probs
+        if laws is not None:
+            # What a union keeps depends on the tokens drawn; without their laws they are weighed exactly too.
+            laws = laws[order] if len(trees) == 1 and len(token_ids) == len(trees[0]) else None
+        return DraftTree(token_ids[order], new_parents, scores[order], sets[order], self._set_names, laws)
 
     def observe(self, sequence: Sequence, observation: Observation) -> None:
         pool = self._pools.pop(sequence, None)
-        if pool is not None:
+        if pool is not None and sequence.guarantee != "approximate":
             written = np.asarray(observation.acceptance.token_ids, np.int64)
             _learn(
                 written,

@@ -1,8 +1,9 @@
-"""Copies what followed the last few tokens when the text had them before: prompt lookup and CopySpec.
+"""Copies what followed the last few tokens when the text had them before: prompt lookup, CopySpec, LLMA.
 
 Prompt lookup (Saxena 2023, as in transformers) tries the longest n-gram first; CopySpec (arXiv 2502.08923)
-uses one length only. Both draft a chain from the sequence's own text, prompt included, and remember one place
-per n-gram, so that a step costs the new tokens only. Know nothing of models or of other sequences.
+uses one length only; LLMA (arXiv 2304.04487), in the form EMS-SD drafts with (arXiv 2405.07542), one length
+and the prompt only. All draft a chain from the sequence's own text and remember one place per n-gram, so that
+a step costs the new tokens only. Know nothing of models or of other sequences.
 
 A chain's scores follow from the length of the match alone; they rank drafts and are meant to be calibrated.
 """
@@ -36,6 +37,15 @@ COPYSPEC_SYSTEM = System(
     guarantee="exact",
     module="hasten.drafters.copying",
     summary="copies what followed the last three tokens before",
+)
+LLMA_SYSTEM = System(
+    name="llma",
+    title="Inference with Reference: Lossless Acceleration of Large Language Models",
+    arxiv="2304.04487",
+    kind="training-free drafter",
+    guarantee="exact",
+    module="hasten.drafters.copying",
+    summary="copies from the prompt what followed the last two tokens there",
 )
 
 Occurrence = Literal["first", "last"]
@@ -81,12 +91,14 @@ class _NgramIndex:
 
 
 class _Copier:
-    """What the two drafters share: the n-gram sizes they try, best first, are all that differs."""
+    """What these drafters share: they differ in the n-gram sizes they try, best first, and in where."""
 
     name: str
     top_k = 0
 
-    def __init__(self, sizes: range, num_tokens: int, occurrence: Occurrence) -> None:
+    def __init__(
+        self, sizes: range, num_tokens: int, occurrence: Occurrence, *, prompt_only: bool = False
+    ) -> None:
         if num_tokens < 1:
             raise ConfigError(f"a copy of {num_tokens} tokens cannot work; it must be at least 1")
         if occurrence not in ("first", "last"):
@@ -94,6 +106,7 @@ class _Copier:
         self._sizes = sizes
         self._num_tokens = num_tokens
         self._occurrence = occurrence
+        self._prompt_only = prompt_only
         self._indexes: dict[Sequence, list[_NgramIndex]] = {}
         self._scores: dict[int, NDArray[np.float32]] = {
             # An accepted token makes the match one longer.
@@ -107,17 +120,19 @@ class _Copier:
 
     def propose(self, sequence: Sequence, budget: int) -> DraftTree:
         token_ids = sequence.token_ids
+        end = sequence.prompt_length if self._prompt_only else len(token_ids)
         num_tokens = max(min(budget, self._num_tokens), 0)
         for index in self._indexes[sequence]:
             position = index.find(token_ids)
             if position is not None:
-                copied = token_ids[position : position + num_tokens]
+                copied = token_ids[position : min(position + num_tokens, end)]
                 scores = self._scores[index.size][: len(copied)]
                 return DraftTree(copied, np.arange(-1, len(copied) - 1), scores, source_names=(self.name,))
         return DraftTree(source_names=(self.name,))
 
     def observe(self, sequence: Sequence, observation: Observation) -> None:
-        self._update(sequence)
+        if not self._prompt_only:
+            self._update(sequence)
 
     def end(self, sequence: Sequence) -> None:
         self._indexes.pop(sequence, None)
@@ -168,3 +183,16 @@ class CopySpec(_Copier):
         if gamma < 1:
             raise ConfigError(f"gamma={gamma} cannot work; it must be at least 1")
         super().__init__(range(gamma, gamma + 1), num_copy, occurrence)
+
+
+class Llma(_Copier):
+    """Two tokens must match, in the prompt, where they stood last.
+
+    Args:
+        num_copy: the most to copy; never beyond the end of the prompt.
+    """
+
+    name = "llma"
+
+    def __init__(self, *, num_copy: int = 7) -> None:
+        super().__init__(range(2, 3), num_copy, "last", prompt_only=True)

@@ -1,5 +1,10 @@
 """The only place that knows transformers: probe, forward, cache, keep; and the bundled models."""
 
+from hasten.core import System
 from hasten.models.causal_lm import CausalLM
+from hasten.models.prepacking import SYSTEM as PREPACKING_SYSTEM
+from hasten.models.shared_prefix import SYSTEM as HYDRAGEN_SYSTEM
 
-__all__ = ["CausalLM"]
+SYSTEMS: tuple[System, ...] = (PREPACKING_SYSTEM, HYDRAGEN_SYSTEM)
+
+__all__ = ["SYSTEMS", "CausalLM"]

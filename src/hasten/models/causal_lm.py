@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence as AbstractSequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from hasten.core import Acceptance
-from hasten.errors import ConfigError, ModelError
+from hasten.core import Acceptance, Sequence
+from hasten.errors import ConfigError, ModelError, PromptError
 from hasten.models.forward import Forward
 from hasten.models.packed import PackedLinear
 from hasten.models.probe import SESSIONS, Mode, ProbeResult, probe
 from hasten.models.session import Session
+from hasten.models.shared_prefix import SharedPrefixSession, can_share_prefixes
 from hasten.tree import DraftTree
 
 
@@ -25,15 +27,25 @@ class CausalLM:
     Args:
         model: a transformers causal LM; it is used as it is.
         mode: "auto" probes the model at first use; a mode's name skips the probe.
+        shared_prefix: "auto" caches what all prompts of a batch begin with once, where trying shows that the
+            model can; "off" never does.
     """
 
-    def __init__(self, model: Any, mode: Mode | str = "auto") -> None:
+    def __init__(
+        self, model: Any, mode: Mode | str = "auto", shared_prefix: Literal["auto", "off"] = "auto"
+    ) -> None:
         if mode not in ("auto", *SESSIONS):
             raise ConfigError(f"mode={mode!r} is unknown; choose auto, {', '.join(SESSIONS)}")
+        if shared_prefix not in ("auto", "off"):
+            raise ConfigError(f"shared_prefix={shared_prefix!r} is unknown; choose auto, off")
+        self.forward = self._forward_of(model.eval())
+        self._mode = mode
+        self._shared_prefix = shared_prefix
+
+    def _forward_of(self, model: Any) -> Forward:
         if getattr(model.config, "is_encoder_decoder", False) or not hasattr(model, "generate"):
             raise ModelError(f"{type(model).__name__} is not a causal language model of transformers")
-        self.forward = Forward(model.eval())
-        self._mode = mode
+        return Forward(model)
 
     @cached_property
     def probe(self) -> ProbeResult:
@@ -41,6 +53,11 @@ class CausalLM:
         if self._mode != "auto":
             return ProbeResult(self._mode, 0.0, {})  # type: ignore[arg-type]
         return probe(self.forward)
+
+    @cached_property
+    def can_share_prefixes(self) -> bool:
+        """Runs once, when the first batch with a common beginning comes: another dozen passes."""
+        return can_share_prefixes(self.forward)
 
     @property
     def vocab_size(self) -> int:
@@ -69,8 +86,19 @@ class CausalLM:
                 return frozenset(found if isinstance(found, list) else [found])
         return frozenset()
 
-    def open(self) -> Session:
-        """A session for one batch."""
+    def check_prompt(self, token_ids: list[int]) -> None:
+        """Raises PromptError for token ids outside the vocabulary, or more than leave room for a new one."""
+        check_token_ids(token_ids, self.vocab_size)
+        limit = self.max_length
+        if limit is not None and len(token_ids) >= limit:
+            raise PromptError(
+                f"the prompt has {len(token_ids)} tokens, the context holds {limit}; shorten the prompt"
+            )
+
+    def open(self, sequences: AbstractSequence[Sequence] = ()) -> Session:
+        """A session for one batch; what a causal model needs of the sequences comes with ``prefill``."""
+        if self.probe.mode == "tree" and self._shared_prefix == "auto":
+            return SharedPrefixSession(self.forward, lambda: self.can_share_prefixes)
         return SESSIONS[self.probe.mode](self.forward)
 
     def synchronize(self) -> None:
@@ -106,3 +134,10 @@ class CausalLM:
                 times.setdefault(len(tree) + 1, []).append(1000 * (time.perf_counter() - start))
                 session.keep([Acceptance([], [prompt[-1]])])
         return {count: statistics.median(values[1:]) for count, values in times.items()}
+
+
+def check_token_ids(token_ids: list[int], vocab_size: int) -> None:
+    """Raises PromptError for the first one outside the vocabulary."""
+    wrong = next((token_id for token_id in token_ids if not 0 <= token_id < vocab_size), None)
+    if wrong is not None:
+        raise PromptError(f"token id {wrong} is outside the vocabulary of {vocab_size} tokens")

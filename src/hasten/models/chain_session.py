@@ -39,7 +39,9 @@ class ChainSession:
         self._rows: list[_Row] = []
 
     def prefill(self, prompts: list[list[int]], top_k: int = 0) -> list[TopCandidates | None]:
-        self._rows = [_Row(self._forward, self._rollback, prompt) for prompt in prompts]
+        self._rows = [
+            _Row(self._forward.select([row]), self._rollback, prompt) for row, prompt in enumerate(prompts)
+        ]
         return [row.prefill(top_k) for row in self._rows]
 
     def fit(self, tree: DraftTree) -> DraftTree:

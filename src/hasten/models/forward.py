@@ -18,6 +18,11 @@ PREFILL_CHUNK = 512
 class Forward:
     """Calls the model with what its signature accepts."""
 
+    can_pack_prompts = True
+    """whether several prompts may lie in one row of a pass"""
+    _prefix = ""
+    """what the names of the text's own arguments begin with"""
+
     def __init__(self, model: Any) -> None:
         self.model = model
         self.config = model.config
@@ -27,8 +32,9 @@ class Forward:
         head = model.get_output_embeddings()
         self.vocab_size: int = getattr(head, "out_features", None) or head.weight.shape[0]
         parameters = inspect.signature(model.forward).parameters
-        self._takes_position_ids = "position_ids" in parameters
+        self._takes_position_ids = f"{self._prefix}position_ids" in parameters
         self._takes_logits_to_keep = "logits_to_keep" in parameters
+        self.takes_embeddings = not self._prefix and "inputs_embeds" in parameters
         self._cache_argument = "cache_params" if "cache_params" in parameters else "past_key_values"
 
     @torch.inference_mode()
@@ -41,17 +47,67 @@ class Forward:
         logits_to_keep: int = 0,
     ) -> torch.Tensor:
         """Logits [batch, tokens, vocab]; of the last ``logits_to_keep`` tokens only, where that is not 0."""
-        arguments: dict[str, Any] = {"attention_mask": attention_mask, "return_dict": True}
-        if position_ids is not None and self._takes_position_ids:
-            arguments["position_ids"] = torch.from_numpy(position_ids).to(self.device)
+        arguments = self._arguments(position_ids, attention_mask, cache)
         if logits_to_keep and self._takes_logits_to_keep:
             arguments["logits_to_keep"] = logits_to_keep
+        logits: torch.Tensor = self._run(torch.from_numpy(token_ids).to(self.device), arguments).logits
+        return logits
+
+    @torch.inference_mode()
+    def embed(self, token_ids: list[int]) -> torch.Tensor:
+        """Input embeddings [tokens, hidden]."""
+        found: torch.Tensor = self.model.get_input_embeddings()(
+            torch.tensor(token_ids, dtype=torch.int64, device=self.device)
+        )
+        return found
+
+    @torch.inference_mode()
+    def from_embeddings(
+        self, embeddings: torch.Tensor, position_ids: NDArray[np.int64], cache: Any | None
+    ) -> torch.Tensor:
+        """Logits [batch, tokens, vocab] of a causal pass over input embeddings [batch, tokens, hidden]."""
+        arguments = self._arguments(position_ids, None, cache)
+        logits: torch.Tensor = self.model(inputs_embeds=embeddings, **arguments).logits
+        return logits
+
+    @torch.inference_mode()
+    def attention_weights(
+        self,
+        token_ids: NDArray[np.int64],
+        position_ids: NDArray[np.int64],
+        attention_mask: torch.Tensor,
+        cache: Any,
+    ) -> list[torch.Tensor | None]:
+        """What each layer attends to in a pass, [batch, heads, tokens, keys]; None where it does not say."""
+        arguments = self._arguments(position_ids, attention_mask, cache) | {"output_attentions": True}
+        original = self.config._attn_implementation
+        self.config._attn_implementation = "eager"  # the other kernels never form the weights
+        try:
+            output = self._run(torch.from_numpy(token_ids).to(self.device), arguments)
+        finally:
+            self.config._attn_implementation = original
+        return list(getattr(output, "attentions", None) or ())
+
+    def _arguments(
+        self,
+        position_ids: NDArray[np.int64] | None,
+        attention_mask: torch.Tensor | dict[str, torch.Tensor] | None,
+        cache: Any | None,
+    ) -> dict[str, Any]:
+        arguments: dict[str, Any] = {f"{self._prefix}attention_mask": attention_mask, "return_dict": True}
+        if position_ids is not None and self._takes_position_ids:
+            arguments[f"{self._prefix}position_ids"] = torch.from_numpy(position_ids).to(self.device)
         arguments["use_cache"] = cache is not None
         if cache is not None:
             arguments[self._cache_argument] = cache
-        output = self.model(torch.from_numpy(token_ids).to(self.device), **arguments)
-        logits: torch.Tensor = output.logits
-        return logits
+        return arguments
+
+    def select(self, rows: list[int]) -> Forward:
+        """The same model for these rows of a batch; a causal model knows nothing of rows but their tokens."""
+        return self
+
+    def _run(self, token_ids: torch.Tensor, arguments: dict[str, Any]) -> Any:
+        return self.model(token_ids, **arguments)
 
 
 def join_candidates(pieces: list[TopCandidates]) -> TopCandidates | None:

@@ -7,7 +7,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
+    AutoTokenizer,
+)
 from transformers.utils import logging
 
 from hasten.errors import ConfigError, ModelError
@@ -37,7 +44,8 @@ def load_pretrained(
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # nothing to wait for
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        model = _auto_class(config).from_pretrained(
             source, dtype=torch_dtype, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
@@ -45,9 +53,24 @@ def load_pretrained(
     finally:
         if name in BUNDLED:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-    model.to(device=target_device)  # type: ignore[call-arg]  # transformers wraps nn.Module.to without self
-    model.eval()  # type: ignore[no-untyped-call]
+    model.to(device=target_device)
+    model.eval()
     return model, tokenizer
+
+
+def _auto_class(config: Any) -> Any:
+    if not config.is_encoder_decoder:
+        return AutoModelForCausalLM
+    is_speech = type(config) in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING
+    return AutoModelForSpeechSeq2Seq if is_speech else AutoModelForSeq2SeqLM
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a bundled name, a local folder or a hub id. Raises ModelError."""
+    try:
+        return AutoTokenizer.from_pretrained(_resolve_source(name), trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, RuntimeError) as problem:
+        raise ModelError(f"cannot load the tokenizer of {name!r}: {problem}") from problem
 
 
 def _resolve_source(name: str) -> str:

@@ -7,6 +7,7 @@ are packed, layer by layer, so that memory holds one copy.
 
 from __future__ import annotations
 
+import inspect
 import time
 from typing import Any, cast
 
@@ -60,9 +61,17 @@ def pack_linears(model: Any, *, always: bool = False) -> bool:
         return False
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and _can_pack(child):
+            if type(child) is nn.Linear and _can_pack(child) and not _reads_weight(parent, name):
                 setattr(parent, name, PackedLinear(child))
     return True
+
+
+def _reads_weight(parent: nn.Module, name: str) -> bool:
+    """Whether a module looks at its layer's weight in every pass (T5: at its dtype), each time a copy."""
+    try:
+        return f"self.{name}.weight" in inspect.getsource(type(parent).forward)
+    except (OSError, TypeError):  # no source to look at
+        return False
 
 
 def _can_pack(linear: nn.Linear) -> bool:

@@ -51,13 +51,17 @@ class ProbeResult:
     rejected: dict[str, str]
 
 
-def probe(forward: Forward) -> ProbeResult:
-    """The best mode that reproduces plain passes over the same tokens."""
-    reference = _Reference(forward)
+def probe(forward: Forward, num_rows: int = 1) -> ProbeResult:
+    """The best mode that reproduces plain passes over the same tokens.
+
+    Args:
+        num_rows: rows of the batch to try; all hold the same text, and the first is compared.
+    """
+    reference = _Reference(forward.select([0]))
     rejected: dict[str, str] = {}
     for mode, start in SESSIONS.items():
         try:
-            error = _largest_error(start(forward), reference)
+            error = _largest_error(start(forward), reference, num_rows)
         except (
             Exception
         ) as problem:  # whatever a model does with a mask it cannot take, the next mode is tried
@@ -69,6 +73,15 @@ def probe(forward: Forward) -> ProbeResult:
             return ProbeResult(mode, error, rejected)
         rejected[mode] = f"logits differ by {error:.3g} (allowed {reference.tolerance:.3g})"
     return ProbeResult("recompute", 0.0, rejected)
+
+
+def reproduces_plain_passes(forward: Forward, session: Session) -> bool:
+    """Whether a session of one row passes the probe's own test. One that raises does not."""
+    reference = _Reference(forward)
+    try:
+        return _largest_error(session, reference) <= reference.tolerance
+    except Exception:  # as in probe: whatever a model does with what it cannot take
+        return False
 
 
 class _Reference:
@@ -121,35 +134,38 @@ def _hidden_window(config: Any) -> int:
     return min(max(sizes, default=0), _LONGEST_WINDOW)
 
 
-def _largest_error(session: Session, reference: _Reference) -> float:
+def _largest_error(session: Session, reference: _Reference, num_rows: int = 1) -> float:
     """A forked tree of which one branch is accepted, many rejected siblings, then a chain over all holes.
 
     The more holes, the clearer a model shows that it counts cache slots and not positions (ALiBi).
     """
     a, b, c, d, e, f, g, h, i, j = reference.nodes
     text = reference.prompt
-    session.prefill([text])
+    session.prefill([text] * num_rows)
     fork = session.fit(DraftTree([a, b, c, d, e], [-1, -1, 1, 0, 2], [0.5, 0.6, 0.5, 0.3, 0.4]))
-    errors = [_step_error(session, reference, text, fork)]
-    text = text + _keep(session, fork, c, f)
+    errors = [_step_error(session, reference, text, [fork] * num_rows)]
+    text = text + _keep(session, [fork] * num_rows, c, f)
     decoys = reference.decoys
     wide = session.fit(DraftTree([*decoys, g], [-1] * (len(decoys) + 1), [0.1] * len(decoys) + [0.9]))
-    session.forward([wide])
-    text = text + _keep(session, wide, g, h)
-    errors.append(_step_error(session, reference, text, session.fit(DraftTree.chain([i, j]))))
+    session.forward([wide] * num_rows)
+    text = text + _keep(session, [wide] * num_rows, g, h)
+    chain = session.fit(DraftTree.chain([i, j]))
+    errors.append(_step_error(session, reference, text, [chain] * num_rows))
     return float(np.max(errors))  # unlike max, never loses a NaN
 
 
-def _keep(session: Session, tree: DraftTree, last: int, bonus: int) -> list[int]:
+def _keep(session: Session, trees: list[DraftTree], last: int, bonus: int) -> list[int]:
     """Accept the path to the node that carries ``last``, if the tree has it; returns the gained tokens."""
+    tree = trees[0]
     path = next((tree.path_to(node) for node in range(len(tree)) if tree.token_ids[node] == last), [])
     gained = [*tree.token_ids[path].tolist(), bonus]
-    session.keep([Acceptance(path, gained)])
+    session.keep([Acceptance(path, gained)] * len(trees))
     return gained
 
 
-def _step_error(session: Session, reference: _Reference, text: list[int], tree: DraftTree) -> float:
-    rows = session.forward([tree])[0].float()
+def _step_error(session: Session, reference: _Reference, text: list[int], trees: list[DraftTree]) -> float:
+    tree = trees[0]
+    rows = session.forward(trees)[0].float()
     ends = [text, *([*text, *tree.token_ids[tree.path_to(node)].tolist()] for node in range(len(tree)))]
     leaves_first = sorted(range(len(ends)), key=lambda row: -len(ends[row]))
     return float(

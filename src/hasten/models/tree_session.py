@@ -2,12 +2,13 @@
 
 All rows append at the same cache slot. Slots of rejected nodes and of padding stay behind as *holes*: the
 mask hides them, and because keys carry their rotary position already, the slot a key lies in does not
-matter. Holes at the end are cut off for free; the others are compacted when they have become many.
+matter. Holes at the end are cut off for free; the others are compacted when they have become many. Prompts
+are cached in packed rows (prepacking.py) and each moved to a row of its own afterwards.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +18,12 @@ from transformers import DynamicCache
 from hasten.core import Acceptance, TopCandidates
 from hasten.models.attention import AttentionKinds, additive_mask
 from hasten.models.forward import PREFILL_CHUNK, Forward, join_candidates
+from hasten.models.prepacking import ROW_CAPACITY, PackedRow, group_rows, pack_rows
 from hasten.sampling import top_candidates
 from hasten.tree import DraftTree
+
+_DEVICE_TOKENS = 8192
+"""Prompt tokens in one pass where launching a pass costs more than padding a little."""
 
 
 class _Block(NamedTuple):
@@ -29,37 +34,108 @@ class _Block(NamedTuple):
     visible: NDArray[np.bool_]  # [tokens, tokens]
 
 
-class TreeSession:
-    """See Session. For models whose every layer takes a 4-D mask."""
+class RowCache(NamedTuple):
+    """Cached tokens of one row in the order of the text."""
 
-    def __init__(self, forward: Forward, *, max_holes: int = 64) -> None:
+    layers: list[tuple[torch.Tensor, torch.Tensor] | None]
+    """keys and values of every layer, [kv heads, tokens, channels]; None for an unused layer"""
+    positions: NDArray[np.int64]  # [tokens]
+
+
+class TreeSession:
+    """See Session. For models whose every layer takes a 4-D mask.
+
+    Args:
+        forward: the model.
+        max_holes: hidden slots a row may have before they are compacted.
+        prefill: "packed" lays short prompts end to end and caches equal ones once; "padded", its slow twin,
+            pads all of them to the longest.
+    """
+
+    def __init__(
+        self, forward: Forward, *, max_holes: int = 64, prefill: Literal["packed", "padded"] = "packed"
+    ) -> None:
         self._forward = forward
         self._kinds = AttentionKinds.of(forward.text_config)
         self._max_holes = max_holes
-        self._cache: Any = (
-            DynamicCache()
-        )  # without a config: every layer keeps every slot; windows are masked
-        self._visible = np.zeros((0, 0), np.bool_)  # [batch, slots]
-        self._positions = np.zeros((0, 0), np.int64)  # [batch, slots]
-        self._lengths: list[int] = []  # cached tokens of each row
+        self._packed = prefill == "packed" and forward.can_pack_prompts
         self._roots: list[int] = []
         self._block_start = 0
+        self._begin(0)
+
+    def _begin(self, count: int) -> None:
+        """Empty rows."""
+        # without a config every layer keeps every slot; windows are masked
+        self._cache: Any = DynamicCache()
+        self._visible = np.zeros((count, 0), np.bool_)  # [batch, slots]
+        self._positions = np.zeros((count, 0), np.int64)  # [batch, slots]
+        self._lengths = [0] * count  # cached tokens of each row
 
     def prefill(self, prompts: list[list[int]], top_k: int = 0) -> list[TopCandidates | None]:
-        count = len(prompts)
-        self._visible = np.zeros((count, 0), np.bool_)
-        self._positions = np.zeros((count, 0), np.int64)
-        self._lengths = [0] * count
+        self._begin(0)
+        texts = [tuple(prompt[:-1]) for prompt in prompts]
         self._roots = [prompt[-1] for prompt in prompts]
-        found: list[list[TopCandidates]] = [[] for _ in prompts]
-        for start in range(0, max(map(len, prompts)) - 1, PREFILL_CHUNK):
-            chunks = [np.asarray(prompt[:-1][start : start + PREFILL_CHUNK], np.int64) for prompt in prompts]
-            blocks = [_Block(chunk, np.arange(len(chunk)), _causal(len(chunk))) for chunk in chunks]
+        if not self._packed:
+            return self._cache_padded(texts, top_k)
+        places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+        found = self._cache_packed(list(places), top_k)
+        if len(places) == len(texts):
+            return found
+        rows = [places[text] for text in texts]
+        self._select(rows)
+        return [found[row] for row in rows]
+
+    def _cache_padded(self, texts: list[tuple[int, ...]], top_k: int) -> list[TopCandidates | None]:
+        rows = [PackedRow([index], [0], [len(text)], len(text)) for index, text in enumerate(texts)]
+        return self._cache_rows(rows, texts, top_k)
+
+    def _cache_packed(self, texts: list[tuple[int, ...]], top_k: int) -> list[TopCandidates | None]:
+        """A row for each text, filled from packed rows, group after group."""
+        sizes = [len(text) for text in texts]
+        longest = max(sizes)
+        rows = pack_rows(sizes, min(longest, ROW_CAPACITY, PREFILL_CHUNK))
+        on_cpu = self._forward.device.type == "cpu"
+        groups = group_rows(rows, PREFILL_CHUNK if on_cpu else _DEVICE_TOKENS, PREFILL_CHUNK)
+        if len(groups) == 1 and [row.prompts for row in rows] == [[index] for index in range(len(texts))]:
+            return self._cache_rows(rows, texts, top_k)  # every text is where it has to be
+        found: list[TopCandidates | None] = [None] * len(texts)
+        unpacked: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for group in groups:
+            for row, of_row in zip(group, self._cache_rows(group, texts, top_k), strict=True):
+                if of_row is not None:
+                    for text, slots in row.places():
+                        found[text] = TopCandidates(of_row.token_ids[slots], of_row.probs[slots])
+            unpacked = unpacked or [_empty_like(layer, len(texts), longest) for layer in self._layers()]
+            for layer, (keys, values) in zip(self._layers(), unpacked, strict=True):
+                _unpack(group, layer.keys, keys)
+                _unpack(group, layer.values, values)
+        for layer, (keys, values) in zip(self._layers(), unpacked, strict=True):
+            layer.keys, layer.values = keys, values
+        self._visible = np.arange(longest) < np.asarray(sizes)[:, None]
+        self._positions = np.tile(np.arange(longest), (len(texts), 1))
+        self._lengths = sizes
+        return found
+
+    def _cache_rows(
+        self, rows: list[PackedRow], texts: list[tuple[int, ...]], top_k: int
+    ) -> list[TopCandidates | None]:
+        """Run these rows side by side into an empty cache, a chunk at a time; the candidates of each row."""
+        self._begin(len(rows))
+        tokens = [
+            np.concatenate([np.asarray(texts[prompt], np.int64) for prompt in row.prompts]) for row in rows
+        ]
+        found: list[list[TopCandidates]] = [[] for _ in rows]
+        for start in range(0, max((row.size for row in rows), default=0), PREFILL_CHUNK):
+            blocks = []
+            for row, token_ids in zip(rows, tokens, strict=True):
+                first, stop = min(start, row.size), min(start + PREFILL_CHUNK, row.size)
+                depths = row.positions()[first:stop] - first  # later chunks belong to rows of one prompt
+                blocks.append(_Block(token_ids[first:stop], depths, row.visible(first, stop)))
             logits = self._run(blocks, logits_to_keep=0 if top_k else 1)
-            for row, chunk in enumerate(chunks):
-                if top_k and len(chunk):
-                    found[row].append(top_candidates(logits[row, : len(chunk)], top_k))
-            self._commit([np.arange(len(chunk)) for chunk in chunks])
+            for index, block in enumerate(blocks):
+                if top_k and len(block.token_ids):
+                    found[index].append(top_candidates(logits[index, : len(block.token_ids)], top_k))
+            self._commit([np.arange(len(block.token_ids)) for block in blocks])
         return [join_candidates(pieces) for pieces in found]
 
     def fit(self, tree: DraftTree) -> DraftTree:
@@ -83,13 +159,43 @@ class TreeSession:
         self._compact_if_worth_it()
 
     def retain(self, rows: list[int]) -> None:
+        self._select(rows)
+        self._roots = [self._roots[row] for row in rows]
+
+    def _select(self, rows: list[int]) -> None:
+        """Make these the rows of the cache; a row may be chosen twice."""
+        self._forward = self._forward.select(rows)
         index = torch.tensor(rows, device=self._forward.device)
         for layer in self._layers():
             layer.keys = layer.keys.index_select(0, index)
             layer.values = layer.values.index_select(0, index)
         self._visible, self._positions = self._visible[rows], self._positions[rows]
         self._lengths = [self._lengths[row] for row in rows]
-        self._roots = [self._roots[row] for row in rows]
+
+    def states(self) -> list[tuple[torch.Tensor, torch.Tensor] | None]:
+        """Keys and values of every layer, [batch, kv heads, slots, channels]; None for an unused layer."""
+        return [(layer.keys, layer.values) if layer.is_initialized else None for layer in self._cache.layers]
+
+    def row_cache(self, row: int, start: int = 0) -> RowCache:
+        """A copy of what one row has cached from position ``start`` on."""
+        slots = np.flatnonzero(self._visible[row] & (self._positions[row] >= start))
+        index = torch.from_numpy(slots).to(self._forward.device)
+        layers = [
+            None
+            if pair is None
+            else (pair[0][row].index_select(1, index), pair[1][row].index_select(1, index))
+            for pair in self.states()
+        ]
+        return RowCache(layers, self._positions[row, slots])
+
+    @property
+    def num_cached_tokens(self) -> list[int]:
+        """Of each row."""
+        return list(self._lengths)
+
+    def num_bytes(self) -> int:
+        """Memory of the cache, holes included."""
+        return sum(states.nbytes for pair in self.states() if pair is not None for states in pair)
 
     def _run(self, blocks: list[_Block], logits_to_keep: int) -> torch.Tensor:
         """One pass over a block a row, padded to the longest; logits [batch, tokens, vocab]."""
@@ -150,5 +256,17 @@ def _spread(index: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
     return index.expand(batch, heads, index.shape[2], channels)
 
 
-def _causal(size: int) -> NDArray[np.bool_]:
-    return np.tril(np.ones((size, size), np.bool_))
+def _empty_like(layer: Any, count: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values of ``count`` rows: zeros, because even a hidden slot is multiplied by 0."""
+    keys, values = layer.keys, layer.values
+    return (
+        keys.new_zeros(count, keys.shape[1], width, keys.shape[3]),
+        values.new_zeros(count, values.shape[1], width, values.shape[3]),
+    )
+
+
+def _unpack(group: list[PackedRow], packed: torch.Tensor, states: torch.Tensor) -> None:
+    """Copy each prompt's slots of the packed rows to the beginning of its own row of ``states``."""
+    for index, row in enumerate(group):
+        for prompt, slots in row.places():
+            states[prompt, :, : slots.stop - slots.start] = packed[index, :, slots]

@@ -11,49 +11,12 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.errors import ConfigError
+from hasten.policies.base import MAX_DRAFT_TOKENS
 from hasten.tree import DraftTree
-
-MAX_DRAFT_TOKENS = 64
-
-
-class DraftPolicy(Protocol):
-    """Decides the size of every tree."""
-
-    def budget(self) -> int:
-        """How many nodes a sequence's drafter should propose now; 0: do not ask it."""
-        ...
-
-    def choose(self, trees: list[DraftTree]) -> list[DraftTree]:
-        """The part of each tree that is worth its rows. Nodes come best first."""
-        ...
-
-    def observe(self, num_rows: int, forward_ms: float, overhead_ms: float) -> None:
-        """What the step cost; ``num_rows`` counts padded rows of the whole batch."""
-        ...
-
-
-class FixedPolicy:
-    """Always the same number of draft tokens; 0 is plain decoding."""
-
-    def __init__(self, num_draft_tokens: int) -> None:
-        if not 0 <= num_draft_tokens <= 4096:
-            raise ConfigError(f"num_draft_tokens={num_draft_tokens} cannot work; choose 0 to 4096")
-        self._num_draft_tokens = num_draft_tokens
-
-    def budget(self) -> int:
-        return self._num_draft_tokens
-
-    def choose(self, trees: list[DraftTree]) -> list[DraftTree]:
-        return [tree.head(self._num_draft_tokens) for tree in trees]
-
-    def observe(self, num_rows: int, forward_ms: float, overhead_ms: float) -> None:
-        """A fixed size learns nothing."""
 
 
 class ForwardCost:
@@ -77,7 +40,7 @@ class ForwardCost:
     def is_known(self) -> bool:
         return bool(self._knots)
 
-    def __call__(self, num_rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    def __call__(self, num_rows: NDArray[np.integer] | NDArray[np.floating]) -> NDArray[np.float64]:
         """float64, one a row count; never falls as rows are added."""
         if not self._knots:
             return self._prior(num_rows)
@@ -118,7 +81,10 @@ class CostPolicy:
         self._is_drafting = True
         self._nap = 0
         self._lookups = 0
+        self._num_planned = 1
+        self._extra_rows = 0.0  # moving average of the rows a sequence's drafter adds to its tree
         self._priced_batch = 0
+        self._plain_price = 0.0
         self._prices: NDArray[np.float64] = np.empty(0)
 
     def budget(self) -> int:
@@ -128,6 +94,7 @@ class CostPolicy:
 
     def choose(self, trees: list[DraftTree]) -> list[DraftTree]:
         self._is_drafting = not self._num_asleep
+        self._num_planned = 1
         if self._num_asleep:
             self._num_asleep -= 1
             return trees
@@ -140,22 +107,33 @@ class CostPolicy:
         elif self._num_awake >= self._AWAKE_STEPS:
             self._nap = min(self._MAX_NAP, max(8, 2 * self._nap))
             self._num_asleep, self._num_awake, self._gain = self._nap, 0, 1.0
+        self._num_planned += min(size, max(map(len, trees)))
         return [tree.head(size) for tree in trees]
 
-    def observe(self, num_rows: int, forward_ms: float, overhead_ms: float) -> None:
+    def observe(
+        self, num_rows: int, forward_ms: float, overhead_ms: float, num_accepted: Sequence[int]
+    ) -> None:
         self.cost.observe(num_rows, forward_ms)
         if self._is_drafting:
             self._overhead_ms += 0.1 * (overhead_ms - self._overhead_ms)
+            # Fewer rows than planned: the model takes chains only.
+            extra_rows = max(0.0, num_rows / len(num_accepted) - self._num_planned)
+            self._extra_rows += 0.1 * (extra_rows - self._extra_rows)
         else:
             self._plain_overhead_ms += 0.1 * (overhead_ms - self._plain_overhead_ms)
 
-    def _pass_times(self, batch: int) -> NDArray[np.float64]:
-        """t for trees of 0, 1, 2, ... nodes; looked up anew every few steps, as it changes slowly."""
+    def _pass_times(self, batch: int) -> tuple[float, NDArray[np.float64]]:
+        """t of a plain step, and for trees of 0, 1, 2, ... nodes with the drafter's own rows.
+
+        Looked up anew every few steps, as they change slowly.
+        """
         self._lookups -= 1
         if self._lookups < 0 or self._priced_batch != batch:
             self._lookups, self._priced_batch = self._LOOKUP_EVERY, batch
-            self._prices = self.cost(batch * np.arange(1, self._max_draft_tokens + 2))
-        return self._prices
+            rows = 1 + self._extra_rows + np.arange(self._max_draft_tokens + 1)
+            times = self.cost(batch * np.concatenate(([1.0], rows)))
+            self._plain_price, self._prices = float(times[0]), times[1:]
+        return self._plain_price, self._prices
 
     def _best_size(self, trees: Sequence[DraftTree]) -> tuple[int, float]:
         """(nodes a tree, expected speed over plain decoding)."""
@@ -165,8 +143,9 @@ class CostPolicy:
         for row, tree in enumerate(trees):
             gained[row, 1 : 1 + len(tree)] = tree.scores[:largest]
         tokens = gained.sum(axis=0).cumsum()
-        passes = self._pass_times(len(trees))[: largest + 1]
+        plain_pass, passes = self._pass_times(len(trees))
+        passes = passes[: largest + 1]
         speeds = tokens / (passes + self._overhead_ms)
         size = int(np.argmax(speeds))
-        plain = len(trees) / (passes[0] + min(self._plain_overhead_ms, self._overhead_ms))
+        plain = len(trees) / (plain_pass + min(self._plain_overhead_ms, self._overhead_ms))
         return size, float(speeds[size] / plain)

@@ -1,0 +1,59 @@
+"""``hasten autocomplete``: several short suggestions for how a text goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hasten.cli import options
+from hasten.errors import ConfigError, PromptError
+
+if TYPE_CHECKING:
+    from hasten.engine import LanguageModel
+    from hasten.models.superposed import NgramTables
+
+
+def autocomplete(
+    model: options.Model,
+    *,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The text so far.")],
+    k: Annotated[int, typer.Option("-k", help="How many suggestions.")] = 3,
+    max_new_tokens: options.MaxNewTokens = 10,
+    corpus: Annotated[
+        list[Path] | None, typer.Option(help="A text file whose n-grams the suggestions lean on. Repeatable.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a suggestion.")] = False,
+    dtype: options.Dtype = "auto",
+    device: options.Device = None,
+    forward: options.ForwardName = "auto",
+) -> None:
+    """Suggest how a text goes on: several short drafts for the passes of one. Approximate, not exact."""
+    import hasten
+
+    options.quiet_loading()
+    language_model = hasten.load(model, dtype=dtype, device=device, forward=forward, drafter="off")
+    if language_model.tokenizer is None:
+        raise ConfigError("this model has no tokenizer, so there is no text to suggest; load one that has")
+    ngrams = _learn(corpus, language_model) if corpus else None
+    for completion in language_model.autocomplete(prompt, k=k, max_new_tokens=max_new_tokens, ngrams=ngrams):
+        if as_json:
+            typer.echo(json.dumps(dataclasses.asdict(completion), ensure_ascii=False))
+        else:
+            typer.echo(repr(completion.text))
+
+
+def _learn(files: list[Path], language_model: LanguageModel) -> NgramTables:
+    from hasten.models.superposed import NgramTables
+
+    tables = NgramTables()
+    for path in files:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as problem:
+            raise PromptError(f"cannot read {str(path)!r} ({problem}); give a text file") from problem
+        tables.learn(language_model.tokenizer(text)["input_ids"])
+    return tables

@@ -1,0 +1,52 @@
+"""What a policy is: decides how much to draft, and learns from what that cost and gained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from hasten.errors import ConfigError
+from hasten.tree import DraftTree
+
+MAX_DRAFT_TOKENS = 64
+
+
+class DraftPolicy(Protocol):
+    """Decides the size of every tree."""
+
+    def budget(self) -> int:
+        """How many nodes a sequence's drafter should propose now; 0: do not ask it."""
+        ...
+
+    def choose(self, trees: list[DraftTree]) -> list[DraftTree]:
+        """The part of each tree that is worth its rows. Nodes come best first."""
+        ...
+
+    def observe(
+        self, num_rows: int, forward_ms: float, overhead_ms: float, num_accepted: Sequence[int]
+    ) -> None:
+        """What the step cost, and how many draft tokens of each sequence were accepted.
+
+        ``num_rows`` counts padded rows of the whole batch, those a drafter added to its trees included.
+        """
+        ...
+
+
+class FixedPolicy:
+    """Always the same number of draft tokens; 0 is plain decoding."""
+
+    def __init__(self, num_draft_tokens: int) -> None:
+        if not 0 <= num_draft_tokens <= 4096:
+            raise ConfigError(f"num_draft_tokens={num_draft_tokens} cannot work; choose 0 to 4096")
+        self._num_draft_tokens = num_draft_tokens
+
+    def budget(self) -> int:
+        return self._num_draft_tokens
+
+    def choose(self, trees: list[DraftTree]) -> list[DraftTree]:
+        return [tree.head(self._num_draft_tokens) for tree in trees]
+
+    def observe(
+        self, num_rows: int, forward_ms: float, overhead_ms: float, num_accepted: Sequence[int]
+    ) -> None:
+        """A fixed size learns nothing."""
