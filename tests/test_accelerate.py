@@ -272,9 +272,11 @@ def test_each_row_may_have_its_own_drafter(models):
         max_new_tokens=8,
         do_sample=True,
         num_return_sequences=2,
-        drafter=["off", "suffix"],
+        drafter=["off", "token-recycling"],
+        num_draft_tokens=8,
     )
     assert len(two) == 4
+    assert [stats.num_draft_tokens > 0 for stats in model.generate.stats] == [False, False, True, True]
     with pytest.raises(hasten.ConfigError, match="3 drafters for 4 rows"):
         model.generate(**BATCH, max_new_tokens=8, drafter=["off", "off", "auto"])
 

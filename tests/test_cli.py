@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -230,12 +231,18 @@ def test_info() -> None:
 
 
 def test_systems() -> None:
-    from hasten.drafters import SYSTEMS
+    from hasten import drafters, models, policies
 
     rows = json.loads(run("systems", "--json").stdout)
-    assert [row["name"] for row in rows] == [system.name for system in SYSTEMS]
-    assert {"title", "arxiv", "kind", "guarantee", "module", "summary"} <= set(rows[0])
-    assert SYSTEMS[0].name[:6] in run("systems").output
+    names = [row["name"] for row in rows]
+    assert len(set(names)) == len(names)
+    for package in (drafters, policies, models):
+        assert {system.name for system in package.SYSTEMS} <= set(names)
+    shown = run("systems").output
+    for row in rows:
+        assert {"title", "arxiv", "kind", "guarantee", "module", "summary"} <= set(row)
+        assert importlib.util.find_spec(row["module"]), row["module"]
+        assert row["name"] in shown
 
 
 def test_demo_shows_a_table() -> None:

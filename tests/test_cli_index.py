@@ -44,7 +44,7 @@ def store(tmp_path: Path, demo: LanguageModel) -> Path:
     return tmp_path / "store"
 
 
-@pytest.mark.parametrize("drafter", ["rest", "rasd", "auto"])
+@pytest.mark.parametrize("drafter", ["rest", "rasd", "suffix+rest"])
 def test_generate_looks_texts_up(store, drafter):
     options = ["-p", PROMPT, "--json", "--max-new-tokens", 16, "--num-draft-tokens", 12, *SMALL]
     plain = json.loads(run("generate", "demo", *options, "--drafter", "off").stdout)
@@ -79,6 +79,8 @@ def test_an_index_is_replaced_but_nothing_else(store, tmp_path):
 def test_mistakes_are_named(tmp_path, store):
     generate = ["generate", "demo", *SMALL, "-p", "x"]
     require_error(run(*generate, "--drafter", "rest"), "hasten index FILES -o STORE", "--index STORE")
+    require_error(run(*generate, "--index", store), "drafter='auto' does not use an index", "rasd")
+    generate += ["--drafter", "rest"]
     require_error(run(*generate, "--index", tmp_path / "nothing"), "no corpus index at", "hasten index")
     (tmp_path / "bad.txt").write_bytes(b"\xff\xff")
     made = tmp_path / "new"

@@ -292,7 +292,7 @@ def test_this_must_fail_the_rest_warped_again(forks, monkeypatch):
 
 
 def accepted_law(language, draft_law, num_points, is_coupled):
-    """The law of a token whose draft is drawn with one uniform number and judged with the same, or another."""
+    """The law of a token whose draft is drawn with one number and judged with the same, or with another."""
     law = Counter()
     points = (np.arange(num_points) + 0.5) / num_points
     target = language.law([0])

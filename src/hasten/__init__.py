@@ -10,6 +10,7 @@ torch and transformers are imported when ``load`` is first used.
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from hasten.core import DecodeStats, SamplingParams
@@ -26,7 +27,8 @@ from hasten.errors import (
 
 if TYPE_CHECKING:
     from hasten.dropin import accelerate, custom_generate, restore
-    from hasten.engine import LanguageModel, Output, Piece, load
+    from hasten.engine import LanguageModel, load
+    from hasten.requests import Output, Piece
 
 __version__ = "0.1.0"
 
@@ -50,14 +52,18 @@ __all__ = [
     "restore",
 ]
 
+_HOMES = {
+    "LanguageModel": "hasten.engine",
+    "Output": "hasten.requests",
+    "Piece": "hasten.requests",
+    "accelerate": "hasten.dropin",
+    "custom_generate": "hasten.dropin",
+    "load": "hasten.engine",
+    "restore": "hasten.dropin",
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name in {"LanguageModel", "Output", "Piece", "load"}:
-        from hasten import engine
-
-        return getattr(engine, name)
-    if name in {"accelerate", "custom_generate", "restore"}:
-        from hasten import dropin
-
-        return getattr(dropin, name)
-    raise AttributeError(f"module 'hasten' has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hasten' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -2,69 +2,32 @@
 
 from __future__ import annotations
 
-import operator
 import os
-import secrets
 from collections.abc import Callable, Generator, Iterator, Sequence as AbstractSequence
-from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from hasten.core import DecodeStats, FinishReason, Guarantee, SamplingParams, Sequence
+from hasten.core import SamplingParams, Sequence
 from hasten.decode import Step, decode
 from hasten.drafters import Drafter, Resources, make_drafter
 from hasten.drafters.corpus_index import open_index
 from hasten.drafters.store import load_store, save_store, vocabulary_fingerprint
-from hasten.errors import ConfigError, GenerationInterrupted, PromptError
+from hasten.errors import ConfigError, GenerationInterrupted
 from hasten.models.causal_lm import CausalLM
 from hasten.models.loading import load_pretrained
 from hasten.models.packed import pack_linears
-from hasten.models.seq2seq_lm import Seq2SeqLM, target_of
+from hasten.models.seq2seq_lm import target_of
 from hasten.models.superposed import Completion, NgramTables, complete
 from hasten.policies import POLICIES, DraftPolicy, FixedPolicy, ForwardCost, check_policy
-from hasten.sampling import Sampler
-from hasten.stopping import StopConditions, TextStream
+from hasten.requests import Job, Piece, Prompt, Requests
+from hasten.stopping import TextStream
 from hasten.verify import VERIFIERS, Verifier, find_verifier
 
-Prompt = str | AbstractSequence[int] | NDArray[np.floating] | torch.Tensor
-"""A text, token ids, or for a speech model the mel features of one recording [mel bins, frames]."""
 Trace = Callable[[Step], None]
 
 FORWARDS = ("auto", "stock", "packed")
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """One finished text. ``text`` is empty for a model loaded without a tokenizer.
-
-    ``prompt_ids`` is what the text goes on from; for an encoder-decoder model, the decoder's beginning.
-    ``guarantee``: "exact" is plain decoding's text, "distribution" one of its law, "approximate" neither.
-    """
-
-    text: str
-    token_ids: list[int]
-    finish_reason: FinishReason
-    stats: DecodeStats
-    seed: int
-    prompt_ids: list[int]
-    guarantee: Guarantee = "exact"
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """One written token, as it is streamed.
-
-    ``text`` may be empty while a character or a stop string is unfinished; ``source`` names who proposed the
-    token, "target" for the model itself; ``output`` is set on the last piece.
-    """
-
-    text: str
-    token_id: int
-    source: str
-    output: Output | None = None
 
 
 def load(
@@ -88,7 +51,7 @@ def load(
         device: such as "cpu" or "cuda:0"; by default the GPU where there is one.
         drafter: the default for this model's calls; see ``LanguageModel.generate``.
         store: a file written by ``save_store``, to start with what earlier runs learnt.
-        index: a corpus index made by ``hasten index``, for the drafters "auto", "rest" and "rasd".
+        index: a corpus index made by ``hasten index``, for the drafters "rest" and "rasd".
         forward: "stock" runs transformers' own layers, "packed" CPU-packed linear layers, "auto" packs where
             a quick measurement says it pays. A transformers model given as an object is never changed.
         trust_remote_code: allow a hub repository to run its own code.
@@ -133,6 +96,7 @@ class LanguageModel:
     ) -> None:
         self.target = target
         self.tokenizer = tokenizer
+        self._requests = Requests(target, tokenizer)
         self._default_drafter = drafter
         self._drafters: dict[str, Drafter] = {}
         self._policies: dict[tuple[str, str, int], DraftPolicy] = {}
@@ -184,7 +148,9 @@ class LanguageModel:
             raise ConfigError(f"batch_size={batch_size} cannot work; it must be at least 1")
         verifier = find_verifier(verify)
         single = _is_single(prompts)
-        jobs = self._jobs(cast(list[Prompt], [prompts] if single else prompts), params, decoder_prompt)
+        jobs = self._requests.jobs(
+            cast(list[Prompt], [prompts] if single else prompts), params, decoder_prompt
+        )
         try:
             for start in range(0, len(jobs), batch_size):
                 batch = [job.sequence for job in jobs[start : start + batch_size]]
@@ -192,8 +158,8 @@ class LanguageModel:
                     if trace:
                         trace(step)
         except KeyboardInterrupt:
-            raise GenerationInterrupted([self._output(job) for job in jobs]) from None
-        outputs = [self._output(job) for job in jobs]
+            raise GenerationInterrupted([self._requests.output(job) for job in jobs]) from None
+        outputs = [self._requests.output(job) for job in jobs]
         return outputs[0] if single and params.n == 1 else outputs
 
     def stream(
@@ -215,19 +181,19 @@ class LanguageModel:
         params = params or SamplingParams()
         if params.n != 1:
             raise ConfigError(f"n={params.n} cannot be streamed; use generate, or one stream a sample")
-        [job] = self._jobs([prompt], params, decoder_prompt)
+        [job] = self._requests.jobs([prompt], params, decoder_prompt)
         choices = {"num_draft_tokens": num_draft_tokens, "policy_name": policy}
         return self._stream(job, params, drafter, trace, verifier=find_verifier(verify), **choices)
 
     def _stream(
         self,
-        job: _Job,
+        job: Job,
         params: SamplingParams,
         drafter: str | Drafter | None,
         trace: Trace | None,
         **choices: Any,
     ) -> Iterator[Piece]:
-        text = TextStream(self._detokenise, params.stop_strings)
+        text = TextStream(self._requests.detokenise, params.stop_strings)
         for step in self._decode([job.sequence], drafter, **choices):
             if trace:
                 trace(step)
@@ -236,7 +202,7 @@ class LanguageModel:
             for index, (token_id, source) in enumerate(written):
                 text.push([token_id])
                 if job.sequence.finish_reason and index == len(written) - 1:
-                    yield Piece(text.take() + text.finish(), token_id, source, self._output(job))
+                    yield Piece(text.take() + text.finish(), token_id, source, self._requests.output(job))
                 else:
                     yield Piece(text.take(), token_id, source)
 
@@ -256,8 +222,8 @@ class LanguageModel:
             ModelError: for a model that does not take input embeddings, or reads a source as well.
         """
         drafts = complete(self.target, self.encode(prompt), k=k, max_new_tokens=max_new_tokens, ngrams=ngrams)
-        found = ((list(draft.token_ids), draft.score) for draft in drafts)
-        return [Completion(self._detokenise(token_ids), token_ids, score) for token_ids, score in found]
+        written = ((list(draft.token_ids), draft.score) for draft in drafts)
+        return [Completion(self._requests.detokenise(ids), ids, score) for ids, score in written]
 
     def drafter(self, name: str | Drafter | None = None) -> Drafter:
         """The drafter of that name, with everything it has learnt here; the default one for None."""
@@ -285,75 +251,7 @@ class LanguageModel:
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt, checked against vocabulary and context. Raises PromptError."""
-        token_ids = self._token_ids(prompt)
-        if not token_ids:
-            raise PromptError("the prompt has no tokens; give at least one")
-        self.target.check_prompt(token_ids)
-        return token_ids
-
-    def _token_ids(self, prompt: Prompt, **options: bool) -> list[int]:
-        if isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise PromptError("this model was loaded without a tokenizer: give token ids, or tokenizer=")
-            if not prompt:
-                raise PromptError(
-                    "the prompt is empty; to start from nothing, give the token id of a start token"
-                )
-            prompt = self.tokenizer(prompt, **options)["input_ids"]
-        try:
-            return [operator.index(token_id) for token_id in cast(AbstractSequence[int], prompt)]
-        except TypeError as problem:
-            raise PromptError(f"a prompt is a text or token ids, which are integers: {problem}") from None
-
-    def _jobs(
-        self,
-        prompts: AbstractSequence[Prompt],
-        params: SamplingParams,
-        decoder_prompt: str | AbstractSequence[int] | None = None,
-    ) -> list[_Job]:
-        if not len(prompts):
-            raise PromptError("no prompts were given")
-        seed = secrets.randbits(63) if params.seed is None else params.seed
-        starts = [self._start(prompt, decoder_prompt) for prompt in prompts]
-        return [self._job(start, params, seed, sample) for start in starts for sample in range(params.n)]
-
-    def _start(self, prompt: Prompt, decoder_prompt: str | AbstractSequence[int] | None) -> _Start:
-        target = self.target
-        if not isinstance(target, Seq2SeqLM):
-            if decoder_prompt is not None:
-                raise ConfigError("decoder_prompt= is for encoder-decoder models; put it into the prompt")
-            return _Start(self.encode(prompt))
-        if decoder_prompt is not None:
-            decoder_prompt = self._token_ids(decoder_prompt, add_special_tokens=False)
-        token_ids = target.start(decoder_prompt)
-        if target.reads_features:
-            return _Start(token_ids, source_features=target.check_features(prompt))
-        return _Start(token_ids, self.encode(prompt))
-
-    def _job(self, start: _Start, params: SamplingParams, seed: int, sample: int) -> _Job:
-        length = len(start.token_ids)
-        room = (self.target.max_length or length + params.max_new_tokens) - length
-        max_tokens = min(params.max_new_tokens, room)
-        stream = TextStream(self._detokenise, params.stop_strings) if params.stop_strings else None
-        if stream is not None and self.tokenizer is None:
-            raise ConfigError("stop strings need a tokenizer; use stop_token_ids, or load with tokenizer=")
-        own = frozenset() if params.ignore_eos else self.target.stop_token_ids
-        stop_rule = StopConditions(own | frozenset(params.stop_token_ids), max_tokens, stream)
-        if isinstance(self.target, Seq2SeqLM):
-            processors = self.target.logits_processors(
-                length, length + max_tokens, start.source_ids, params.logits_processors
-            )
-            params = replace(params, logits_processors=processors)
-        sequence = Sequence(
-            token_ids=list(start.token_ids),
-            prompt_length=length,
-            max_length=length + max_tokens,
-            sampler=Sampler(params, seed, sample),
-            stop_rule=stop_rule,
-            source_ids=start.source_ids,
-            source_features=start.source_features,
-        )
-        return _Job(sequence, seed, stream)
+        return self._requests.encode(prompt)
 
     def decode_sequences(
         self,
@@ -385,50 +283,6 @@ class LanguageModel:
         for sequence in sequences:
             sequence.guarantee = verifier.guarantee
         return decode(self.target, chosen, policy, sequences, verifier.rule)
-
-    def _output(self, job: _Job) -> Output:
-        sequence = job.sequence
-        text = job.stream
-        if text is None or sequence.finish_reason is None:  # a stream may be ahead of an interrupted sequence
-            text = TextStream(self._detokenise)
-            text.push(sequence.new_token_ids)
-        text.finish()
-        reason = sequence.finish_reason or "interrupted"
-        prompt_ids = sequence.token_ids[: sequence.prompt_length]
-        return Output(
-            text.text,
-            sequence.new_token_ids,
-            reason,
-            sequence.stats,
-            job.seed,
-            prompt_ids,
-            sequence.guarantee,
-        )
-
-    def _detokenise(self, token_ids: list[int]) -> str:
-        if self.tokenizer is None:
-            return ""
-        return str(
-            self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Start:
-    """What a text goes on from, and what an encoder reads."""
-
-    token_ids: list[int]
-    source_ids: AbstractSequence[int] = ()
-    source_features: torch.Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """A sequence on its way to an Output."""
-
-    sequence: Sequence
-    seed: int
-    stream: TextStream | None
 
 
 def _is_single(prompts: Prompt | AbstractSequence[Prompt]) -> bool:

@@ -51,6 +51,7 @@ class DraftTree:
         scores: Sequence[float] | NDArray[np.floating] | None = None,
         sources: Sequence[int] | NDArray[np.integer] | None = None,
         source_names: tuple[str, ...] = ("draft",),
+        *,
         draft_probs: NDArray[np.float32] | None = None,
     ) -> None:
         self.token_ids = np.asarray(token_ids, dtype=np.int64)
@@ -197,7 +198,7 @@ class DraftTree:
         """These nodes, ancestors included, with their parents in the new numbering."""
         probs = None if self.draft_probs is None else self.draft_probs[nodes]
         tokens, scores, sources = self.token_ids[nodes], self.scores[nodes], self.sources[nodes]
-        return DraftTree(tokens, parents, scores, sources, self.source_names, probs)
+        return DraftTree(tokens, parents, scores, sources, self.source_names, draft_probs=probs)
 
     def best(self, count: int) -> DraftTree:
         """The nodes with the best scores, best first, ancestors included as they score no lower."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from hasten.drafters.base import Observation
 from hasten.drafters.jacobi import NEW_TOKEN_TRUST, TRUSTS, Jacobi
 from hasten.drafters.plain import NoDrafter
 from hasten.errors import ConfigError, StoreError
-from hasten.sampling import Sampler
+from hasten.sampling import Sampler, keyed_generator
 from hasten.tree import DraftTree
 from hasten.verify import VERIFIERS
 
@@ -162,6 +164,22 @@ def test_guesses_that_are_weighed_are_drawn_anew_every_pass_and_scored_without_b
         scores.add(tuple(drafter.propose(sequence, 9).scores.tolist()))
     assert len(drawn) > 12
     assert len(scores) == 1
+
+
+def test_no_random_numbers_are_used_twice_nor_those_of_the_rule(monkeypatch):
+    """A place is drawn anew in every pass: with the same noise, its history would tell of it."""
+    keys = []
+
+    def generator(self, position, stream):
+        keys.append((position, stream))
+        return keyed_generator(self.seed, self.sample, position, stream)
+
+    monkeypatch.setattr(Sampler, "generator", generator)
+    target = FakeTarget(lambda text: 2 * by_position(VOCAB)([0] * (1 + text[-1])))
+    write(target, Jacobi(window=6), [1, 2], SAMPLED, verify="residual")
+    assert len(keys) > 100
+    assert len(set(keys)) == len(keys)
+    assert max(Counter(position for position, _ in keys).values()) > 4
 
 
 def test_guesses_are_drawn_from_their_laws():

@@ -182,8 +182,11 @@ def test_corpus_text_and_companion_are_fused(index):
 
 
 def test_retrieved_nodes_have_a_budget_of_their_own(index):
-    tree = proposal(Rasd(index, Fixed(DraftTree()), max_retrieved=2), [9, 1, 2])
-    assert len(tree) == 2
+    drafter = Rasd(index, Fixed(DraftTree([60, 61, 62], [-1, 0, 1], [0.9, 0.9, 0.9])), max_retrieved=3)
+    companion = {(60,), (60, 61), (60, 61, 62)}
+    assert paths(proposal(drafter, [9, 1, 2])) == companion
+    drafter = Rasd(index, Fixed(DraftTree()), max_retrieved=3)
+    assert len(proposal(drafter, [1, 2, 50, 51, 9, 1, 2])) == 3  # of ten, from the corpus and the text
 
 
 def test_the_companion_is_told_everything():

@@ -142,10 +142,6 @@ def test_a_missing_index_is_an_error_with_the_remedy():
         make_drafter("rest", Resources(VOCAB))
 
 
-def test_auto_uses_an_index_where_there_is_one(made):
-    assert "rest" in [one.name for one in make_drafter("auto", Resources(VOCAB, None, made([[1]]))).drafters]
-
-
 @pytest.mark.parametrize("drafter", ["rest", "rasd"])
 def test_an_answer_that_is_in_the_index_is_accepted_nearly_whole(targets, tmp_path: Path, drafter):
     plain = LanguageModel(targets(), drafter="off")

@@ -112,7 +112,7 @@ def test_a_shared_prefix_is_part_of_every_row(targets: Any, start: int) -> None:
             assert close(of_one[1], of_two[1])
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt-neox", "falcon", "qwen3"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt-neox", "olmo2", "qwen3"])
 def test_every_kv_head_keeps_the_sink_and_what_its_query_scores_highest(targets: Any, name: str) -> None:
     target = targets(name, torch.float64)
     session = TreeSession(target.forward)
@@ -191,7 +191,9 @@ def test_the_model_is_as_before_after_it_told_what_it_attends_to(monkeypatch: py
 
 
 def test_scores_are_summed_over_the_heads_of_a_group() -> None:
-    products = torch.tensor([[1.0, 5.0, 0.0, 2.0], [4.0, 0.0, 3.0, 2.0], [0.0, 1.0, 2.0, 2.0], [0.0, 1.0, 2.0, 2.0]])
+    products = torch.tensor(
+        [[1.0, 5.0, 0.0, 2.0], [4.0, 0.0, 3.0, 2.0], [0.0, 1.0, 2.0, 2.0], [0.0, 1.0, 2.0, 2.0]]
+    )
     weights = torch.softmax(products.double(), -1)[None, :, None]
     scores = query_scores(weights, 2, 3)
     assert scores is not None

@@ -21,7 +21,7 @@ from hasten.errors import ConfigError
 if TYPE_CHECKING:
     from hasten.bench.models import OpenModel
     from hasten.bench.prompts import Conversation
-    from hasten.engine import Output, Piece
+    from hasten.requests import Output, Piece
 
 _SHAPES = ("none", "135m", "360m")
 

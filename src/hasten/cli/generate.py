@@ -18,7 +18,8 @@ from hasten.core import SamplingParams
 from hasten.errors import ConfigError, GenerationInterrupted, PromptError
 
 if TYPE_CHECKING:
-    from hasten.engine import LanguageModel, Output
+    from hasten.engine import LanguageModel
+    from hasten.requests import Output
 
 
 def generate(

@@ -49,16 +49,17 @@ def info(
 
 def systems(as_json: AsJson = False) -> None:
     """Every implemented method: its paper, its guarantee, its module."""
-    from hasten.drafters import SYSTEMS
+    from hasten import drafters, models, policies
 
+    all_systems = (*drafters.SYSTEMS, *policies.SYSTEMS, *models.SYSTEMS)
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(system) for system in SYSTEMS], indent=2))
+        typer.echo(json.dumps([dataclasses.asdict(system) for system in all_systems], indent=2))
         return
     # Seven columns do not fit into a terminal; name and description do.
     table = Table(show_header=False, box=None, padding=(0, 2, 1, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
-    for system in SYSTEMS:
+    for system in all_systems:
         paper = f"{system.title} (arXiv {system.arxiv})" if system.arxiv else system.title
         nature = f"{system.kind}, {system.guarantee}, {system.module}"
         table.add_row(system.name, f"{system.summary}\n{paper}\n{nature}")

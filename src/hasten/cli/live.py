@@ -10,7 +10,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from hasten.core import DecodeStats
-    from hasten.engine import Output, Piece
+    from hasten.requests import Output, Piece
 
 _COLOURS = {
     "token-recycling": "green",

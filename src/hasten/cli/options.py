@@ -56,7 +56,7 @@ Store = Annotated[
 ]
 
 Index = Annotated[
-    Path | None, typer.Option(help="A corpus index of `hasten index`, for the drafters auto, rest and rasd.")
+    Path | None, typer.Option(help="A corpus index of `hasten index`, for the drafters rest and rasd.")
 ]
 
 
@@ -70,8 +70,16 @@ def load_model(
     store: Path | None,
     index: Path | None,
 ) -> LanguageModel:
-    """As ``hasten.load``; a store is loaded only if the file is there already."""
+    """As ``hasten.load``; a store is loaded only if the file is there already.
+
+    Raises ConfigError also for an index that the drafter would not look into.
+    """
     import hasten
+
+    if index is not None and not {"rest", "rasd"}.intersection(drafter.split("+")):
+        raise ConfigError(
+            f"drafter={drafter!r} does not use an index; with --index choose rest, rasd, or several with +"
+        )
 
     quiet_loading()
     known = store if store is not None and store.exists() else None

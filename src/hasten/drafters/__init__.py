@@ -63,7 +63,7 @@ DRAFTERS: dict[str, Callable[[Resources], Drafter]] = {
 """name -> constructor, given what a drafter may be built from"""
 
 AUTO = ("token-recycling", "aded", "suffix")
-"""What "auto" combines, and "rest" where there is a corpus index."""
+"""What "auto" combines."""
 
 SYSTEMS: tuple[System, ...] = (
     TOKEN_RECYCLING_SYSTEM,
@@ -93,9 +93,7 @@ def make_drafter(name: str, given: Resources) -> Drafter:
     """
     if name == "off":
         return NoDrafter()
-    parts = tuple(name.split("+"))
-    if name == "auto":
-        parts = AUTO if given.index is None else (*AUTO, "rest")
+    parts = AUTO if name == "auto" else tuple(name.split("+"))
     unknown = sorted(set(parts) - set(DRAFTERS))
     if unknown or len(set(parts)) < len(parts):
         raise ConfigError(

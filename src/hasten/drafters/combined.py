@@ -102,7 +102,9 @@ class CombinedDrafter:
         if laws is not None:
             # What a union keeps depends on the tokens drawn; without their laws they are weighed exactly too.
             laws = laws[order] if len(trees) == 1 and len(token_ids) == len(trees[0]) else None
-        return DraftTree(token_ids[order], new_parents, scores[order], sets[order], self._set_names, laws)
+        return DraftTree(
+            token_ids[order], new_parents, scores[order], sets[order], self._set_names, draft_probs=laws
+        )
 
     def observe(self, sequence: Sequence, observation: Observation) -> None:
         pool = self._pools.pop(sequence, None)

@@ -127,9 +127,7 @@ def _longest(
 
 
 @numba.njit(cache=True)
-def _gather(
-    tokens: Tokens, suffixes: Tokens, start: int, end: int, offset: int, rows: NDArray[np.int64]
-) -> None:
+def _gather(tokens: Tokens, suffixes: Tokens, start: int, end: int, offset: int, rows: Tokens) -> None:
     for row in range(len(rows)):
         position = int(suffixes[start + row * (end - start) // len(rows)]) + offset
         token = np.int64(0)
@@ -161,14 +159,14 @@ class CorpusIndex:
         length, start, end = _longest(self._tokens, self._suffixes, self._starts, recent, min_length)
         return Match(length, start, end) if length else None
 
-    def continuations(self, match: Match, num_tokens: int, max_rows: int) -> NDArray[np.int64]:
-        """What followed, int64 [rows, num_tokens], SEPARATOR after a document's end.
+    def continuations(self, match: Match, num_tokens: int, max_rows: int) -> Tokens:
+        """What followed, int32 [rows, num_tokens], SEPARATOR after a document's end.
 
         Every occurrence, or ``max_rows`` spread evenly over their order where there are more. Rows are in
         order as long as ``match.length + num_tokens`` is at most DEPTH.
         """
         num_rows = min(match.end - match.start, max_rows)
-        rows = np.empty((num_rows, num_tokens), np.int64)
+        rows = np.empty((num_rows, num_tokens), np.int32)
         _gather(self._tokens, self._suffixes, match.start, match.end, match.length, rows)
         return rows
 

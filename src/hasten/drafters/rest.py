@@ -31,6 +31,7 @@ SYSTEM = System(
     summary="looks up in a corpus of yours what followed the last tokens there",
 )
 
+Rows = NDArray[np.int32]
 Tokens = NDArray[np.int64]
 
 NUM_PREFIXES = 64
@@ -40,7 +41,7 @@ RELIABILITY: NDArray[np.float64] = np.array([match_reliability(length) for lengt
 
 
 @numba.njit(cache=True)
-def _num_shared(rows: Tokens, row: int) -> int:
+def _num_shared(rows: Rows, row: int) -> int:
     """How many tokens a row begins with as the row before it does."""
     shared = 0
     while shared < rows.shape[1] and rows[row, shared] == rows[row - 1, shared]:
@@ -49,11 +50,11 @@ def _num_shared(rows: Tokens, row: int) -> int:
 
 
 @numba.njit(cache=True)
-def _count_prefixes(rows: Tokens) -> tuple[Tokens, Tokens, Tokens, Tokens]:
+def _count_prefixes(rows: Rows) -> tuple[Rows, Rows, Rows, Rows]:
     """Token, parent, depth and count of every prefix of rows that are in order, parents first."""
     num_rows, length = rows.shape
-    tokens, parents = np.empty(num_rows * length, np.int64), np.empty(num_rows * length, np.int64)
-    depths, counts = np.empty(num_rows * length, np.int64), np.zeros(num_rows * length, np.int64)
+    tokens, parents = np.empty(num_rows * length, np.int32), np.empty(num_rows * length, np.int32)
+    depths, counts = np.empty(num_rows * length, np.int32), np.empty(num_rows * length, np.int32)
     path, begun = np.full(length + 1, -1, np.int64), np.zeros(length + 1, np.int64)
     num_nodes = num_open = 0
     for row in range(num_rows + 1):
@@ -71,7 +72,7 @@ def _count_prefixes(rows: Tokens) -> tuple[Tokens, Tokens, Tokens, Tokens]:
 
 
 @numba.njit(cache=True)
-def _most_frequent(counts: Tokens, depths: Tokens, num_nodes: int) -> Tokens:
+def _most_frequent(counts: Rows, depths: Rows, num_nodes: int) -> Tokens:
     """The nodes counted most, in their order; of equals the shallower, then the earlier: parents stay."""
     heap = [(0, 0)]
     heap.pop()
@@ -86,8 +87,8 @@ def _most_frequent(counts: Tokens, depths: Tokens, num_nodes: int) -> Tokens:
 
 @numba.njit(cache=True)
 def _best_prefixes(
-    rows: Tokens, match: int, num_prefixes: int, reliability: NDArray[np.float64], budget: int
-) -> tuple[Tokens, Tokens, NDArray[np.float32]]:
+    rows: Rows, match: int, num_prefixes: int, reliability: NDArray[np.float64], budget: int
+) -> tuple[Rows, Tokens, NDArray[np.float32]]:
     """The tree of the most frequent prefixes, best first."""
     tokens, parents, depths, counts = _count_prefixes(rows)
     chosen = _most_frequent(counts, depths, num_prefixes)

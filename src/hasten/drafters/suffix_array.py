@@ -146,24 +146,19 @@ def sort_suffixes(tokens: Tokens, on_progress: Progress | None = None) -> tuple[
     suffixes, starts = _fill_buckets(tokens, int(tokens.max(initial=SEPARATOR)) + 1)
     size = max(1, len(suffixes) // _NUM_TASKS)
     bounds = [0]
-    while (
-        bounds[-1] < len(starts) - 1
-    ):  # at least one bucket a task, at least ``size`` suffixes where there are
+    # A task has at least one bucket, and small buckets go together.
+    while bounds[-1] < len(starts) - 1:
         following = int(np.searchsorted(starts, starts[bounds[-1]] + size))
         bounds.append(min(max(following, bounds[-1] + 1), len(starts) - 1))
     tasks = sorted(pairwise(bounds), key=lambda task: starts[task[0]] - starts[task[1]])
     done = 0
     pool = ThreadPoolExecutor(os.cpu_count() or 1)
     try:
-        running = {
-            pool.submit(_sort_buckets, tokens, suffixes, starts, first, last): int(
-                starts[last] - starts[first]
-            )
-            for first, last in tasks
-        }
+        running = {pool.submit(_sort_buckets, tokens, suffixes, starts, *task): task for task in tasks}
         for task in as_completed(running):
             task.result()
-            done += running[task]
+            first, last = running[task]
+            done += int(starts[last] - starts[first])
             if on_progress:
                 on_progress(done, len(suffixes))
     finally:

@@ -143,9 +143,9 @@ class Superposed:
 
 def _path_probs(tree: DraftTree, logits: list[torch.Tensor], guesses: list[int]) -> NDArray[np.float32]:
     """float32 [nodes], each token's probability in the pass of its depth, times its parent's."""
-    laws = [torch.softmax(row.double(), -1).cpu().numpy() for row in logits]
+    laws = [torch.softmax(row.double(), -1).cpu().numpy() / 2 for row in logits]
     for law, token_id in zip(laws, guesses, strict=True):
-        law[token_id] = law.max()  # drawn with the target's own noise, it is the likeliest to be accepted
+        law[token_id] = 0.5 + law.max()  # drawn with the target's own noise, so right where the logits are
     rows = zip(tree.token_ids.tolist(), tree.parents.tolist(), (tree.depths() - 1).tolist(), strict=True)
     scores = np.ones(len(tree) + 1, np.float32)  # the root's is the last
     for node, (token_id, parent, depth) in enumerate(rows):

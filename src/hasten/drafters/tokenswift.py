@@ -29,6 +29,8 @@ from hasten.sampling import top_candidates
 from hasten.tree import ROOT, DraftTree
 
 if TYPE_CHECKING:
+    import torch
+
     from hasten.models.causal_lm import CausalLM
     from hasten.models.partial_cache import CopiesRows, PartialCache, Ranking
     from hasten.models.session import Session
@@ -157,11 +159,13 @@ class TokenSwift:
         drafted = self._self_draft(sequence, text, depth) if depth > 0 else []
         trie = _Trie()
         self._grow(trie, drafted, budget)
-        pool, last_id = text.pool, sequence.token_ids[-1]
-        _add_ngrams(trie, {last_id: (ROOT, 1.0)}, pool.best([last_id]))
-        if drafted:
-            hosts = {token_id: (trie.add(ROOT, token_id, prob), prob) for token_id, prob in drafted[0]}
-            _add_ngrams(trie, hosts, pool.best(list(hosts)))
+        after_root = text.pool.best(sequence.token_ids[-1:])
+        _add_paths(trie, [(continuation, share) for _, continuation, share in after_root])
+        likely = dict(drafted[0]) if drafted else {}
+        after_next = text.pool.best(list(likely))
+        for token_id, _, _ in after_next:
+            trie.add(ROOT, token_id, likely[token_id])
+        _add_paths(trie, [((token, *rest), likely[token] * share) for token, rest, share in after_next])
         tree = DraftTree(trie.token_ids, trie.parents, trie.scores, source_names=(self.name,))
         return best_nodes(tree, budget)
 
@@ -175,11 +179,7 @@ class TokenSwift:
         for position in range(len(sequence.token_ids), len(sequence.token_ids) + depth):
             logits = partial.step(token_id)
             token_id = sequence.sampler.guess(logits, position)
-            likeliest = top_candidates(logits[None], NUM_CANDIDATES)
-            probs = dict(zip(likeliest.token_ids[0].tolist(), likeliest.probs[0].tolist(), strict=True))
-            others = [pair for pair in probs.items() if pair[0] != token_id]
-            # Drawn with the target's own noise, the guess is the likeliest to be accepted.
-            drafted.append([(token_id, max(probs.values())), *others])
+            drafted.append(_candidates(token_id, logits))
         partial.forget()
         return drafted
 
@@ -237,18 +237,23 @@ class TokenSwift:
             raise StoreError(f"{self.name} keeps nothing between requests, found {sorted(state)}")
 
 
-def _add_ngrams(
-    trie: _Trie, hosts: dict[int, tuple[int, float]], ngrams: list[tuple[int, Continuation, float]]
-) -> None:
-    """Continuations below the nodes of their tokens; what several begin with is as likely as all of them.
+def _candidates(guess: int, logits: torch.Tensor) -> list[Candidate]:
+    """The guess, and then the likeliest others.
 
-    hosts: token -> its node and how likely it is.
+    The guess was drawn with the noise that the target will draw with. However flat its law, it is the token
+    where the logits are right; so it has half of the probability, and the law the other half.
     """
-    shares: dict[tuple[int, ...], float] = {}
-    for token_id, continuation, share in ngrams:
-        for length in range(1, len(continuation) + 1):
-            path = (token_id, *continuation[:length])
-            shares[path] = shares.get(path, 0.0) + share
-    nodes: dict[tuple[int, ...], int] = {(token_id,): node for token_id, (node, _) in hosts.items()}
-    for path, share in shares.items():
-        nodes[path] = trie.add(nodes[path[:-1]], path[-1], hosts[path[0]][1] * share)
+    likeliest = top_candidates(logits[None], NUM_CANDIDATES)
+    pairs = list(zip(likeliest.token_ids[0].tolist(), (likeliest.probs[0] / 2).tolist(), strict=True))
+    return [(guess, 0.5 + pairs[0][1]), *(pair for pair in pairs if pair[0] != guess)]
+
+
+def _add_paths(trie: _Trie, paths: list[tuple[Continuation, float]]) -> None:
+    """Paths below the root and how likely each is; what several begin with is as likely as all of them."""
+    chances: dict[Continuation, float] = {}
+    for path, chance in paths:
+        for length in range(1, len(path) + 1):
+            chances[path[:length]] = chances.get(path[:length], 0.0) + chance
+    nodes: dict[Continuation, int] = {(): ROOT}
+    for path, chance in chances.items():
+        nodes[path] = trie.add(nodes[path[:-1]], path[-1], chance)

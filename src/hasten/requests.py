@@ -1,0 +1,181 @@
+"""What comes in and what goes out: prompts become sequences, finished sequences become outputs.
+
+Knows the tokenizer and what the target reads; knows nothing of drafters, policies or the loop.
+"""
+
+from __future__ import annotations
+
+import operator
+import secrets
+from collections.abc import Sequence as AbstractSequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hasten.core import DecodeStats, FinishReason, Guarantee, SamplingParams, Sequence
+from hasten.errors import ConfigError, PromptError
+from hasten.models.causal_lm import CausalLM
+from hasten.models.seq2seq_lm import Seq2SeqLM
+from hasten.sampling import Sampler
+from hasten.stopping import StopConditions, TextStream
+
+Prompt = str | AbstractSequence[int] | NDArray[np.floating] | torch.Tensor
+"""A text, token ids, or for a speech model the mel features of one recording [mel bins, frames]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One finished text. ``text`` is empty for a model loaded without a tokenizer.
+
+    ``prompt_ids`` is what the text goes on from; for an encoder-decoder model, the decoder's beginning.
+    ``guarantee``: "exact" is plain decoding's text, "distribution" one of its law, "approximate" neither.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    stats: DecodeStats
+    seed: int
+    prompt_ids: list[int]
+    guarantee: Guarantee = "exact"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One written token, as it is streamed.
+
+    ``text`` may be empty while a character or a stop string is unfinished; ``source`` names who proposed the
+    token, "target" for the model itself; ``output`` is set on the last piece.
+    """
+
+    text: str
+    token_id: int
+    source: str
+    output: Output | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A sequence on its way to an Output."""
+
+    sequence: Sequence
+    seed: int
+    stream: TextStream | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What a text goes on from, and what an encoder reads."""
+
+    token_ids: list[int]
+    source_ids: AbstractSequence[int] = ()
+    source_features: torch.Tensor | None = None
+
+
+class Requests:
+    """Reads prompts for one target and writes its texts."""
+
+    def __init__(self, target: CausalLM, tokenizer: Any) -> None:
+        self.target = target
+        self.tokenizer = tokenizer
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt, checked against vocabulary and context. Raises PromptError."""
+        token_ids = self._token_ids(prompt)
+        if not token_ids:
+            raise PromptError("the prompt has no tokens; give at least one")
+        self.target.check_prompt(token_ids)
+        return token_ids
+
+    def _token_ids(self, prompt: Prompt, **options: bool) -> list[int]:
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise PromptError("this model was loaded without a tokenizer: give token ids, or tokenizer=")
+            if not prompt:
+                raise PromptError(
+                    "the prompt is empty; to start from nothing, give the token id of a start token"
+                )
+            prompt = self.tokenizer(prompt, **options)["input_ids"]
+        try:
+            return [operator.index(token_id) for token_id in cast(AbstractSequence[int], prompt)]
+        except TypeError as problem:
+            raise PromptError(f"a prompt is a text or token ids, which are integers: {problem}") from None
+
+    def jobs(
+        self,
+        prompts: AbstractSequence[Prompt],
+        params: SamplingParams,
+        decoder_prompt: str | AbstractSequence[int] | None = None,
+    ) -> list[Job]:
+        if not len(prompts):
+            raise PromptError("no prompts were given")
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        starts = [self._start(prompt, decoder_prompt) for prompt in prompts]
+        return [self._job(start, params, seed, sample) for start in starts for sample in range(params.n)]
+
+    def _start(self, prompt: Prompt, decoder_prompt: str | AbstractSequence[int] | None) -> _Start:
+        target = self.target
+        if not isinstance(target, Seq2SeqLM):
+            if decoder_prompt is not None:
+                raise ConfigError("decoder_prompt= is for encoder-decoder models; put it into the prompt")
+            return _Start(self.encode(prompt))
+        if decoder_prompt is not None:
+            decoder_prompt = self._token_ids(decoder_prompt, add_special_tokens=False)
+        token_ids = target.start(decoder_prompt)
+        if target.reads_features:
+            return _Start(token_ids, source_features=target.check_features(prompt))
+        return _Start(token_ids, self.encode(prompt))
+
+    def _job(self, start: _Start, params: SamplingParams, seed: int, sample: int) -> Job:
+        length = len(start.token_ids)
+        room = (self.target.max_length or length + params.max_new_tokens) - length
+        max_tokens = min(params.max_new_tokens, room)
+        stream = TextStream(self.detokenise, params.stop_strings) if params.stop_strings else None
+        if stream is not None and self.tokenizer is None:
+            raise ConfigError("stop strings need a tokenizer; use stop_token_ids, or load with tokenizer=")
+        own = frozenset() if params.ignore_eos else self.target.stop_token_ids
+        stop_rule = StopConditions(own | frozenset(params.stop_token_ids), max_tokens, stream)
+        if isinstance(self.target, Seq2SeqLM):
+            processors = self.target.logits_processors(
+                length, length + max_tokens, start.source_ids, params.logits_processors
+            )
+            params = replace(params, logits_processors=processors)
+        sequence = Sequence(
+            token_ids=list(start.token_ids),
+            prompt_length=length,
+            max_length=length + max_tokens,
+            sampler=Sampler(params, seed, sample),
+            stop_rule=stop_rule,
+            source_ids=start.source_ids,
+            source_features=start.source_features,
+        )
+        return Job(sequence, seed, stream)
+
+    def output(self, job: Job) -> Output:
+        sequence = job.sequence
+        text = job.stream
+        if text is None or sequence.finish_reason is None:  # a stream may be ahead of an interrupted sequence
+            text = TextStream(self.detokenise)
+            text.push(sequence.new_token_ids)
+        text.finish()
+        reason = sequence.finish_reason or "interrupted"
+        prompt_ids = sequence.token_ids[: sequence.prompt_length]
+        return Output(
+            text.text,
+            sequence.new_token_ids,
+            reason,
+            sequence.stats,
+            job.seed,
+            prompt_ids,
+            sequence.guarantee,
+        )
+
+    def detokenise(self, token_ids: list[int]) -> str:
+        if self.tokenizer is None:
+            return ""
+        return str(
+            self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        )
