@@ -114,6 +114,17 @@ def test_frequent_matches_are_sampled(made):
     assert tree.token_ids.tolist() == list(range(3, 53, 2))
 
 
+def test_only_the_most_frequent_prefixes_are_kept(made):
+    documents = [
+        [1, 2, token, token + 200] for token in range(3, 153) for _ in range(3 if token > 140 else 1)
+    ]
+    tree = proposal(Rest(made(documents)), [1, 2], budget=200)
+    often = {(token,) for token in range(141, 153)}
+    assert len(tree) == NUM_PREFIXES
+    assert often | {(*path, path[0] + 200) for path in often} <= paths(tree)
+    assert {(token,) for token in range(3, 43)} == {path for path in paths(tree) if path[0] <= 140}
+
+
 def test_nothing_is_learnt_or_saved(made):
     drafter = Rest(made([[1, 2, 3]]))
     assert drafter.state() == {}

@@ -224,7 +224,7 @@ SAMPLED = SamplingParams(max_new_tokens=24, ignore_eos=True, temperature=0.8, se
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED])
 @pytest.mark.parametrize("name", EACH_MODE)
 def test_the_target_as_source_is_right_about_the_next_token(models: Any, name: str, params: Any) -> None:
-    """Its first pass saw no mixture, and it draws with the target's noise: all steps but the last gain two."""
+    """Its first pass saw no mixture and draws with the target's noise: steps gain two, except the last."""
     lm = models(name)
     found = lm.generate(PROMPT, params, drafter=Superposed(lm.target), num_draft_tokens=9)
     assert found.token_ids == lm.generate(PROMPT, params, drafter="off").token_ids

@@ -61,6 +61,17 @@ def test_the_best_continuations_are_those_of_a_counter(
     ]
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_the_best_of_long_random_streams_are_those_of_a_counter(seed: int) -> None:
+    """Many equal counts, and continuations that come back after others displaced them."""
+    text = np.random.default_rng(seed).integers(0, 3, 400).tolist()
+    for end in range(100, 401, 60):
+        pool = learnt(text[:end], 13, num_best=4)
+        for token, ranks in brute_force(text[:end]).items():
+            best = sorted(ranks, key=ranks.__getitem__, reverse=True)[:4]
+            assert [continuation for _, continuation, _ in pool.best([token])] == best
+
+
 def test_the_share_of_a_continuation_is_its_part_of_all_that_followed() -> None:
     pool = NgramPool()
     pool.learn([7, 1, 2, 3, 7, 1, 2, 3, 7, 4, 5, 6])

@@ -64,7 +64,6 @@ class PartialCache:
         weights: list[torch.Tensor | None] = []
         if budget < self.num_tokens:
             weights = forward.attention_weights(*self._pass_over(last_token_id), self._cache)
-            self._cut(1)
         self.ranking: Ranking = "query"
         self.kept: list[torch.Tensor | None] = []
         """positions that each layer keeps, [kv heads, kept]; None for an unused layer"""
