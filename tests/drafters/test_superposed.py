@@ -32,6 +32,7 @@ from hasten.models.superposed import (
     draft_weights,
     interpolated,
 )
+from hasten.sampling import Sampler
 
 PROMPT = [5, 9, 13, 22, 7] * 3
 MIXING = [name for name, (_, _, mode) in ARCHITECTURES.items() if mode != "off"]
@@ -196,6 +197,7 @@ def test_a_draft_that_writes_a_stop_token_is_finished(targets: Any) -> None:
     superposition = Superposition(MixedText(target), PROMPT, num_drafts=3, stop_token_ids=frozenset([stop]))
     for _ in range(6):
         superposition.grow()
+        assert len(superposition.alive) == 3
     assert superposition.finished
     assert all(draft.token_ids.index(stop) == len(draft.token_ids) - 1 for draft in superposition.finished)
     assert all(stop not in draft.token_ids for draft in superposition.alive)
@@ -211,6 +213,13 @@ def test_growing_ends_when_no_draft_could_become_one_of_the_best(models: Any) ->
     model.generation_config.eos_token_id = text[3]
     [draft] = complete(CausalLM(model), PROMPT, k=1, max_new_tokens=16)
     assert list(draft.token_ids) == text[: text.index(text[3]) + 1]
+    stops = frozenset([text[3]])
+    superposition = Superposition(MixedText(lm.target), PROMPT, num_drafts=1, stop_token_ids=stops)
+    for _ in draft.token_ids:
+        assert not superposition.is_settled
+        superposition.grow()
+    assert superposition.is_settled
+    assert superposition.alive
     superposition = Superposition(MixedText(lm.target), PROMPT, stop_token_ids=frozenset(range(VOCAB)))
     superposition.grow()
     assert superposition.is_settled
@@ -231,6 +240,13 @@ def test_the_target_as_source_is_right_about_the_next_token(models: Any, name: s
     assert found.stats.acceptance_histogram[1] <= 1
     if params is GREEDY:
         assert found.stats.mean_acceptance_length > 2.3
+
+
+@pytest.mark.parametrize("params", [GREEDY, SAMPLED])
+def test_one_draft_of_the_target_is_right_at_every_depth(models: Any, params: Any) -> None:
+    lm = models("llama", torch.float64)
+    found = lm.generate(PROMPT, params, drafter=Superposed(lm.target, num_drafts=1), num_draft_tokens=3)
+    assert found.stats.acceptance_histogram == {4: 6}
 
 
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED])
@@ -257,7 +273,7 @@ def test_trees_hold_the_drafts_best_first_within_the_budget(targets: Any) -> Non
     target = targets("llama", torch.float64)
     drafter = Superposed(target, num_drafts=4, depth=3)
     sequence = sequence_of(PROMPT)
-    sequence.sampler = LanguageModel(target, drafter="off")._jobs([PROMPT], GREEDY)[0].sequence.sampler
+    sequence.sampler = Sampler(GREEDY)
     drafter.begin(sequence, None)
     for budget in (0, 1, 2, 5, 30):
         tree = drafter.propose(sequence, budget)
