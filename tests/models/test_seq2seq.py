@@ -16,6 +16,7 @@ from hasten.models.bundled_models import bundled_path
 from hasten.models.causal_lm import CausalLM
 from hasten.models.packed import PackedLinear, pack_linears
 from hasten.models.seq2seq_lm import Seq2SeqLM, target_of
+from hasten.requests import Requests
 from hasten.tree import DraftTree
 from seq2seq_models import SEQ2SEQ, VOCAB, build_seq2seq, sources_for
 
@@ -87,8 +88,7 @@ def test_each_source_is_encoded_once_and_equal_lengths_together():
 
 def test_keys_of_the_sources_are_computed_once_and_leave_with_their_rows():
     target = Seq2SeqLM(build_seq2seq(), mode="tree")
-    lm = LanguageModel(target)
-    jobs = lm._jobs([[5, 6, 7, 8, 9], [8, 9], [10, 11, 12]], PARAMS)
+    jobs = Requests(target, None).jobs([[5, 6, 7, 8, 9], [8, 9], [10, 11, 12]], PARAMS)
     session = target.open([job.sequence for job in jobs])
     keys = lambda: session._forward._sources.keys.layers[0].keys  # noqa: E731
     session.prefill([job.sequence.token_ids for job in jobs])
