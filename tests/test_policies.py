@@ -132,6 +132,15 @@ def test_the_more_sequences_share_a_pass_the_smaller_their_trees():
     assert 0 < (eight or 0) < alone
 
 
+def test_what_a_lucky_sequence_gains_does_not_repay_those_that_wait():
+    """Summed up, four nodes each would pay: 5.6 tokens instead of 2, for 19 ms instead of 11."""
+    lucky, unlucky = (DraftTree.chain([1, 2, 3, 4], [score] * 4) for score in (0.9, 0.01))
+    mixed = CostPolicy(taught_cost(1.0)).choose([lucky, unlucky])
+    alike = CostPolicy(taught_cost(1.0)).choose([lucky, lucky])
+    assert [len(tree) for tree in mixed] == [1, 1]
+    assert [len(tree) for tree in alike] == [4, 4]
+
+
 def test_rows_that_the_drafter_adds_are_priced():
     tree = chain(0.8, 64)
     sizes = {}
