@@ -102,7 +102,9 @@ def test_steps_are_those_of_a_text_and_passes_those_of_a_batch(measured: Benchma
             assert found[method]["draft_ms_per_token"] is None
         drafted = found["token-recycling"]
         assert drafted["steps"] <= sum(lengths)
-        assert drafted["draft_tokens"] > 0
+        if not drafted["draft_tokens"]:  # whether a tiny model's rows pay is the machine's to say
+            assert drafted["draft_ms_per_token"] is None
+            continue
         per_step = drafted["draft_ms"] * drafted["passes"] / drafted["draft_tokens"]
         assert drafted["draft_ms_per_token"] == pytest.approx(per_step, rel=0.01)
 
