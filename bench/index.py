@@ -25,8 +25,8 @@ from hasten.core import Sequence
 from hasten.drafters.corpus_index import CorpusIndex, open_index, write_index
 from hasten.drafters.corpus_texts import find_files, tokenised
 from hasten.drafters.rest import Rest
-from hasten.drafters.store import vocabulary_fingerprint
 from hasten.models.loading import load_tokenizer
+from hasten.models.vocabulary import vocabulary_fingerprint
 
 
 def main(

@@ -16,6 +16,7 @@ from hypothesis import settings
 from hasten.drafters.corpus_index import write_index
 from hasten.engine import LanguageModel
 from hasten.models.causal_lm import CausalLM
+from hasten.models.draft_lm import DraftLM, load_draft
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)  # tiny models; tests run side by side
@@ -161,10 +162,33 @@ def targets() -> Any:
 
 
 @pytest.fixture(scope="session")
-def models(targets: Any, corpus_index: Path) -> Any:
-    """models(name, dtype) -> a LanguageModel that has learnt nothing yet, without a tokenizer."""
+def drafts(targets: Any) -> Any:
+    """drafts(name, dtype) -> a DraftLM of the same architecture that often agrees with the target."""
+    made: dict[tuple[str, torch.dtype], DraftLM] = {}
+
+    def get(name: str = "llama", dtype: torch.dtype = torch.float32) -> DraftLM:
+        if (name, dtype) not in made:
+            model = build_model(name, dtype)
+            generator = torch.Generator().manual_seed(1)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                    parameter += 0.02 * noise.to(parameter.dtype)
+            target = targets(name, dtype)
+            made[name, dtype] = load_draft(model, target=target, target_tokenizer=None)
+        return made[name, dtype]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def models(targets: Any, drafts: Any, corpus_index: Path) -> Any:
+    """models(name, dtype) -> a LanguageModel that has learnt nothing yet, without a tokenizer.
+
+    It has an index and a draft model, which only those drafters use that need them.
+    """
     return lambda name="llama", dtype=torch.float32: LanguageModel(
-        targets(name, dtype), drafter="off", index=corpus_index
+        targets(name, dtype), drafter="off", index=corpus_index, draft=drafts(name, dtype)
     )
 
 

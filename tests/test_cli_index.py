@@ -85,6 +85,8 @@ def test_mistakes_are_named(tmp_path, store):
     (tmp_path / "bad.txt").write_bytes(b"\xff\xff")
     made = tmp_path / "new"
     require_error(run("index", tmp_path / "bad.txt", "-o", made), "bad.txt", "UTF-8")
+    (tmp_path / "bad.jsonl").write_text('{"text": "x"}\n{"content": "x"}\n')
+    require_error(run("index", tmp_path / "bad.jsonl", "-o", made), "bad.jsonl:2", '{"text": "..."}')
     require_error(run("index", tmp_path / "missing", "-o", made), "missing")
     require_error(run("index", tmp_path / "texts", "-o", made, "--tokenizer", "./nowhere"), "./nowhere")
     assert not made.exists()

@@ -29,6 +29,11 @@ LogitsProcessor = Callable[..., Any]
 
 FinishReason = Literal["stop", "length", "interrupted"]
 Guarantee = Literal["exact", "distribution", "approximate"]
+Proposals = Literal["coupled", "distinct", "independent", "chosen"]
+"""How a model's draft tokens come about, as the verification rule wants them: "coupled": with the noise the
+target draws that position with; "distinct" and "independent": siblings sampled without and with replacement,
+their laws recorded; "chosen": the likeliest, whatever the temperature."""
+SAMPLED: frozenset[Proposals] = frozenset({"distinct", "independent"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,6 +121,11 @@ class DecodeStats:
     """tokens gained in a step (bonus included) -> number of steps"""
     tokens_per_source: Counter[str] = field(default_factory=Counter)
     """who proposed each written token; "target" for recovered and bonus tokens"""
+    resting_steps: Counter[str] = field(default_factory=Counter)
+    """drafter -> steps it was left out for, because it had not paid"""
+    rule_steps: Counter[str] = field(default_factory=Counter)
+    rule_tokens: Counter[str] = field(default_factory=Counter)
+    """kind of proposals -> steps, and tokens they gained, where the rule chose between several"""
     prefill_ms: float = 0.0
     draft_ms: float = 0.0
     forward_ms: float = 0.0
@@ -148,6 +158,9 @@ class DecodeStats:
             "acceptance_rate": round(self.acceptance_rate, 4),
             "acceptance_histogram": {str(k): v for k, v in sorted(self.acceptance_histogram.items())},
             "tokens_per_source": dict(self.tokens_per_source.most_common()),
+            "resting_steps": dict(self.resting_steps),
+            "rule_steps": dict(self.rule_steps),
+            "rule_tokens": dict(self.rule_tokens),
             **{name: round(getattr(self, name), 3) for name in sorted(times)},
         }
 
@@ -171,10 +184,19 @@ class TokenSampler(Protocol):
         """
         ...
 
+    def noisy(self, logits: torch.Tensor, position: int) -> torch.Tensor:
+        """float32 [vocab], whose arg-max is the guess: the warped logits with the noise of the position."""
+        ...
+
 
 @runtime_checkable
 class LawSampler(TokenSampler, Protocol):
     """A sampler that also tells the laws it draws from, for rules that weigh a draft's law against them."""
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether every law holds one token."""
+        ...
 
     def law(self, logits: torch.Tensor, token_ids: list[int] | None = None) -> NDArray[np.float64]:
         """float64 [vocab]: the law of the token after ``token_ids``, from its logits [vocab]; greedy: one 1.
@@ -186,6 +208,10 @@ class LawSampler(TokenSampler, Protocol):
 
     def generator(self, position: int, stream: int) -> np.random.Generator:
         """Random numbers of a position. Streams 1, 2, ... are independent of each other and of ``draws``."""
+        ...
+
+    def fork(self) -> LawSampler:
+        """One whose ``law`` may be asked for texts that are never written; changes nothing here."""
         ...
 
 
@@ -215,6 +241,8 @@ class Sequence:
     guarantee: Guarantee = "exact"
     """what the verification rule promises: "distribution" rules use the laws that drafts were drawn from,
     "approximate" ones keep tokens the target was not asked about, so that what is written judges no draft"""
+    proposals: Proposals = "coupled"
+    """what the verification rule wants of a model's drafts"""
 
     @property
     def new_token_ids(self) -> list[int]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Generator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 
 from hasten.core import Acceptance, Sequence, TopCandidates
-from hasten.drafters.base import Drafter, FusedDrafter, Observation, SelfDrafter
+from hasten.drafters.base import BatchDrafter, Drafter, FusedDrafter, Observation, SelfDrafter
 from hasten.models.causal_lm import CausalLM
 from hasten.models.session import Session
 from hasten.policies import DraftPolicy
@@ -80,8 +81,9 @@ def decode(
             trees = [session.fit(tree) for tree in trees]
             extended = _extend(drafter, session, active, trees, model.vocab_size) if budget else trees
             clock.lap("draft")
-            logits = session.forward(extended)
-            model.synchronize()
+            with _meanwhile(drafter, active):
+                logits = session.forward(extended)
+                model.synchronize()
             clock.lap("forward")
             acceptances = [verify(*row) for row in zip(trees, logits, active, strict=True)]
             clock.lap("verify")
@@ -133,11 +135,20 @@ def _propose(
     """Trees no deeper than a sequence may still grow: its last token is the target's own."""
     if not budget:
         return policy.choose([DraftTree() for _ in active])
-    trees = [
-        drafter.propose(sequence, budget).sanitised(vocab_size, sequence.num_remaining - 1)
-        for sequence in active
-    ]
-    return policy.choose(trees)
+    if isinstance(drafter, BatchDrafter):
+        trees = drafter.propose_all(active, budget)
+    else:
+        trees = [drafter.propose(sequence, budget) for sequence in active]
+    return policy.choose(
+        [
+            tree.sanitised(vocab_size, sequence.num_remaining - 1)
+            for tree, sequence in zip(trees, active, strict=True)
+        ]
+    )
+
+
+def _meanwhile(drafter: Drafter, active: list[Sequence]) -> AbstractContextManager[None]:
+    return drafter.while_verifying(active) if isinstance(drafter, BatchDrafter) else nullcontext()
 
 
 def _attach(drafter: Drafter, session: Session, active: list[Sequence]) -> None:

@@ -13,13 +13,15 @@ from hasten.core import SamplingParams, Sequence
 from hasten.decode import Step, decode
 from hasten.drafters import Drafter, Resources, make_drafter
 from hasten.drafters.corpus_index import open_index
-from hasten.drafters.store import load_store, save_store, vocabulary_fingerprint
+from hasten.drafters.store import load_store, save_store
 from hasten.errors import ConfigError, GenerationInterrupted
 from hasten.models.causal_lm import CausalLM
+from hasten.models.draft_lm import load_draft
 from hasten.models.loading import load_pretrained
 from hasten.models.packed import pack_linears
 from hasten.models.seq2seq_lm import target_of
 from hasten.models.superposed import Completion, NgramTables, complete
+from hasten.models.vocabulary import vocabulary_fingerprint
 from hasten.policies import POLICIES, DraftPolicy, FixedPolicy, ForwardCost, check_policy
 from hasten.requests import Job, Piece, Prompt, Requests
 from hasten.stopping import TextStream
@@ -39,6 +41,9 @@ def load(
     drafter: str | Drafter = "auto",
     store: str | os.PathLike[str] | None = None,
     index: str | os.PathLike[str] | None = None,
+    draft: Any = None,
+    draft_device: str | None = None,
+    draft_vocab: str | os.PathLike[str] | None = None,
     forward: str = "auto",
     trust_remote_code: bool = False,
 ) -> LanguageModel:
@@ -52,6 +57,10 @@ def load(
         drafter: the default for this model's calls; see ``LanguageModel.generate``.
         store: a file written by ``save_store``, to start with what earlier runs learnt.
         index: a corpus index made by ``hasten index``, for the drafters "rest" and "rasd".
+        draft: a smaller model that guesses for this one, and which "auto" then uses too: a bundled name, a
+            folder or a hub id, loaded with this dtype and forward; a transformers model; or a DraftLM.
+        draft_device: where the draft model runs; by default where this model does.
+        draft_vocab: tokens that the draft may propose, a file of ``hasten train trim``.
         forward: "stock" runs transformers' own layers, "packed" CPU-packed linear layers, "auto" packs where
             a quick measurement says it pays. A transformers model given as an object is never changed.
         trust_remote_code: allow a hub repository to run its own code.
@@ -73,7 +82,15 @@ def load(
         raise ConfigError(
             "dtype, device and forward go with a name or folder; convert a model object yourself"
         )
-    language_model = LanguageModel(target_of(model), tokenizer, drafter=drafter, index=index)
+    target = target_of(model)
+    if draft is not None:
+        options: dict[str, Any] = {"device": draft_device, "draft_vocab": draft_vocab}
+        if isinstance(draft, str | os.PathLike):
+            options |= {"dtype": dtype, "forward": forward, "trust_remote_code": trust_remote_code}
+        draft = load_draft(draft, target=target, target_tokenizer=tokenizer, **options)
+    elif draft_device is not None or draft_vocab is not None:
+        raise ConfigError("draft_device and draft_vocab go with a draft model; give draft= too")
+    language_model = LanguageModel(target, tokenizer, drafter=drafter, index=index, draft=draft)
     if store is not None:
         language_model.load_store(store)
     return language_model
@@ -93,6 +110,7 @@ class LanguageModel:
         *,
         drafter: str | Drafter = "auto",
         index: str | os.PathLike[str] | None = None,
+        draft: Any = None,
     ) -> None:
         self.target = target
         self.tokenizer = tokenizer
@@ -103,7 +121,9 @@ class LanguageModel:
         self._cost = ForwardCost()
         self._fingerprint: str | None = None
         opened = None if index is None else open_index(index, self.fingerprint)
-        self.resources = Resources(target.vocab_size, target, opened)
+        if draft is not None:
+            draft = load_draft(draft, target=target, target_tokenizer=tokenizer)
+        self.resources = Resources(target.vocab_size, target, opened, draft)
         self.drafter(drafter)
 
     def generate(
@@ -281,7 +301,7 @@ class LanguageModel:
         else:
             policy = POLICIES[policy_name](self._cost)
         for sequence in sequences:
-            sequence.guarantee = verifier.guarantee
+            sequence.guarantee, sequence.proposals = verifier.guarantee, verifier.proposals
         return decode(self.target, chosen, policy, sequences, verifier.rule)
 
 

@@ -88,6 +88,11 @@ class Sampler:
         self.sample = sample
         self.processors: list[LogitsProcessor] = copy.deepcopy(list(params.logits_processors))
 
+    @property
+    def is_greedy(self) -> bool:
+        """See LawSampler."""
+        return self.params.temperature == 0
+
     def draws(self, logits: torch.Tensor) -> Callable[[int, list[int]], int]:
         """See TokenSampler. Raises ModelError at the first row that holds NaN."""
         if self.params.temperature == 0 and not self.processors:
@@ -131,9 +136,17 @@ class Sampler:
         """See LawSampler."""
         return keyed_generator(self.seed, self.sample, position, stream)
 
+    def fork(self) -> Sampler:
+        """See LawSampler."""
+        return copy.deepcopy(self) if self.processors else self
+
     def guess(self, logits: torch.Tensor, position: int) -> int:
         """See TokenSampler."""
-        return int(self._noisy(logits.float(), position).argmax())
+        return int(self.noisy(logits, position).argmax())
+
+    def noisy(self, logits: torch.Tensor, position: int) -> torch.Tensor:
+        """See LawSampler."""
+        return self._noisy(logits.float(), position)
 
     def _noisy(self, scores: torch.Tensor, position: int) -> torch.Tensor:
         if self.params.temperature == 0:

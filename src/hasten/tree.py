@@ -31,12 +31,15 @@ class DraftTree:
         source_names: the drafters' names.
         draft_probs: float32 [nodes, vocab], the law each node's token was sampled from, where it was; for
             verification rules that use it. None: the tokens were chosen, not sampled.
+        draws: int [draws], the nodes in the order they were drawn in, a node again where independent draws
+            gave its token again. None: every node once, in node order.
     """
 
     __slots__ = (
         "_children",
         "_depths",
         "draft_probs",
+        "draws",
         "parents",
         "scores",
         "source_names",
@@ -53,6 +56,7 @@ class DraftTree:
         source_names: tuple[str, ...] = ("draft",),
         *,
         draft_probs: NDArray[np.float32] | None = None,
+        draws: NDArray[np.int64] | None = None,
     ) -> None:
         self.token_ids = np.asarray(token_ids, dtype=np.int64)
         self.parents = np.asarray(parents, dtype=np.int64)
@@ -61,6 +65,7 @@ class DraftTree:
         self.sources = np.zeros(count, np.int64) if sources is None else np.asarray(sources, np.int64)
         self.source_names = source_names
         self.draft_probs = draft_probs
+        self.draws = draws
         self._children: dict[tuple[int, int], int] | None = None
         self._depths: NDArray[np.int64] | None = None
 
@@ -134,6 +139,12 @@ class DraftTree:
                 self._children.setdefault(pair, node)
         return self._children.get((parent, token_id))
 
+    def drawn_below(self, parent: int) -> list[int]:
+        """The children of a node in the order they were drawn in, one as often as it was drawn."""
+        if self.draws is None:
+            return np.flatnonzero(self.parents == parent).tolist()
+        return self.draws[self.parents[self.draws] == parent].tolist()
+
     def depths(self) -> NDArray[np.int64]:
         """int64 [nodes]; children of the root have depth 1."""
         if self._depths is None:
@@ -160,6 +171,19 @@ class DraftTree:
             path.append(node)
             node = int(self.parents[node])
         return path[::-1]
+
+    def likeliest_path(self) -> list[int]:
+        """The nodes from depth 1 on, always the best-scored child, the first among equals."""
+        best: dict[int, int] = {}
+        for node, parent in enumerate(self.parents.tolist()):
+            if parent not in best or self.scores[node] > self.scores[best[parent]]:
+                best[parent] = node
+        path: list[int] = []
+        node = ROOT
+        while node in best:
+            node = best[node]
+            path.append(node)
+        return path
 
     def head(self, count: int) -> DraftTree:
         """The first ``count`` nodes: ancestor-closed, because parents come first."""
@@ -198,7 +222,43 @@ class DraftTree:
         """These nodes, ancestors included, with their parents in the new numbering."""
         probs = None if self.draft_probs is None else self.draft_probs[nodes]
         tokens, scores, sources = self.token_ids[nodes], self.scores[nodes], self.sources[nodes]
-        return DraftTree(tokens, parents, scores, sources, self.source_names, draft_probs=probs)
+        draws = None
+        if self.draws is not None:
+            places = np.full(len(self), -1)
+            places[nodes] = np.arange(len(tokens))
+            draws = places[self.draws]
+            draws = draws[draws >= 0]
+        return DraftTree(tokens, parents, scores, sources, self.source_names, draft_probs=probs, draws=draws)
+
+    def followed_by(self, chain: DraftTree, parent: int) -> DraftTree:
+        """This tree with the nodes of a chain below ``parent``; they count as chosen, not drawn.
+
+        A node that is there already is not added again. Scores of the chain are those of a path from the root of
+        its own, and are multiplied by the parent's.
+        """
+        tokens, parents, scores = self.token_ids.tolist(), self.parents.tolist(), self.scores.tolist()
+        base = 1.0 if parent == ROOT else scores[parent]
+        for token_id, score in zip(chain.token_ids.tolist(), chain.scores.tolist(), strict=True):
+            known = self.child(parent, token_id) if parent < len(self) else None
+            if known is None:
+                known = len(tokens)
+                tokens.append(token_id)
+                parents.append(parent)
+                scores.append(base * score)
+            parent = known
+        added = np.arange(len(self), len(tokens))
+        laws, draws = self.draft_probs, self.draws
+        if laws is not None:
+            laws = with_chosen_laws(laws, np.asarray(tokens[len(self) :], np.int64))
+        return DraftTree(
+            tokens,
+            parents,
+            scores,
+            np.concatenate((self.sources, np.zeros(len(added), np.int64))),
+            self.source_names,
+            draft_probs=laws,
+            draws=None if draws is None else np.concatenate((draws, added)),
+        )
 
     def best(self, count: int) -> DraftTree:
         """The nodes with the best scores, best first, ancestors included as they score no lower."""
@@ -224,6 +284,13 @@ class DraftTree:
             children = np.flatnonzero(self.parents == node).tolist()
             stack.extend((child, depth + 1) for child in reversed(children))
         return "\n".join(lines)
+
+
+def with_chosen_laws(laws: NDArray[np.float32], token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Laws [nodes, vocab] with a row for each token that was chosen, not drawn: 1 at the token."""
+    chosen = np.zeros((len(token_ids), laws.shape[1]), laws.dtype)
+    chosen[np.arange(len(token_ids)), token_ids] = 1
+    return np.concatenate((laws, chosen))
 
 
 if __name__ == "__main__":

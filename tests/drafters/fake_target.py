@@ -95,6 +95,7 @@ def write(
         sampler=Sampler(params, seed),
         stop_rule=StopConditions(frozenset(params.stop_token_ids), params.max_new_tokens, None),
         guarantee=verifier.guarantee,
+        proposals=verifier.proposals,
     )
     policy = FixedPolicy(num_draft_tokens)
     steps = list(decode(target, drafter, policy, [sequence], verifier.rule))  # type: ignore[arg-type]

@@ -345,6 +345,36 @@ def test_files_that_cannot_be_read_are_named(tmp_path, name, content, message):
         find_files([tmp_path / "missing"])
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("z.txt", b"\xff", r"z\.txt.* is not UTF-8 .*; give text files"),
+        (
+            "z.jsonl",
+            b'{"text": "x"}\n\n{"content": "x"}\n',
+            r'z\.jsonl:3 has no "text".*; write every line as',
+        ),
+        ("z.jsonl", b'{"text": "x"}\n{"text": "x"\n', r"z\.jsonl:2 is not JSON .*; write every line as"),
+    ],
+)
+def test_a_bad_file_is_found_before_anything_is_tokenised(tmp_path, monkeypatch, name, content, message):
+    monkeypatch.setattr("hasten.drafters.corpus_texts._BATCH", 1)  # a call of the tokenizer for every piece
+    (tmp_path / "a.txt").write_text("a good file comes first")
+    (tmp_path / name).write_bytes(content)
+    asked: list[str] = []
+
+    def tokenizer(texts: list[str], **_: object) -> dict[str, list[list[int]]]:
+        asked.extend(texts)
+        return Letters()(texts)
+
+    with pytest.raises(ConfigError, match=message):
+        list(tokenised(find_files([tmp_path]), tokenizer))
+    assert asked == []
+    (tmp_path / name).unlink()
+    list(tokenised(find_files([tmp_path]), tokenizer))
+    assert asked[0] == "a good file comes first"
+
+
 def test_a_fast_tokenizer_gives_what_it_gives_to_prompts(tmp_path, demo):
     text = "def add(a, b):\n    return a + b  # ä€\n"
     (tmp_path / "a.py").write_text(text, encoding="utf-8")

@@ -31,7 +31,10 @@ def after_last(next_token):
 
 def sequence_of(token_ids, params=GREEDY, guarantee="exact", seed=3):
     sampler = Sampler(params, seed)
-    return Sequence(list(token_ids), len(token_ids), 10**6, sampler, None, guarantee=guarantee)
+    proposals = "distinct" if guarantee == "distribution" else "coupled"
+    return Sequence(
+        list(token_ids), len(token_ids), 10**6, sampler, None, guarantee=guarantee, proposals=proposals
+    )
 
 
 def observe(drafter, sequence, tree, *, written, path, logits):

@@ -1,4 +1,4 @@
-"""The bounded trie against brute force, and what Lookahead drafts from two of them."""
+"""What Lookahead drafts from the prompt and from past outputs, against brute force and case by case."""
 
 from __future__ import annotations
 
@@ -7,148 +7,18 @@ from collections import Counter
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
-from trees import check_tree, gains, paths, periodic, sequence_of
+from trees import answer, drafted, gains, paths, periodic, scores, sequence_of
+from tries import Path, counted, windows
 
 from hasten.core import Acceptance
 from hasten.drafters.base import Observation
 from hasten.drafters.copying import match_reliability
 from hasten.drafters.lookahead import FAN_OUTS, MIN_PROB, Lookahead
-from hasten.drafters.token_trie import COUNT, NONE, NUM_TREES, ROOT, TokenTrie
-from hasten.errors import ConfigError, StoreError
+from hasten.drafters.token_trie import TokenTrie
 from hasten.tree import DraftTree
 
 TEXTS = strategies.lists(strategies.integers(0, 3), min_size=1, max_size=40)
 MODES = strategies.sampled_from(sorted(FAN_OUTS))
-FREE_OF_BOUNDS = {"max_nodes": 10**6, "max_trees": 10**6}
-
-Path = tuple[int, ...]
-
-
-def insert_in_pieces(trie: TokenTrie, text: list[int], window: int, piece: int) -> None:
-    for at in range(0, len(text), piece):
-        start = max(0, at - window)
-        trie.insert(np.array(text[start : at + piece], np.int64), at - start)
-
-
-def counted(trie: TokenTrie) -> dict[Path, int]:
-    """Every path of the trie with its count."""
-    arrays = trie.arrays()
-    found: list[Path] = []
-    for token, parent in zip(arrays["token_ids"].tolist(), arrays["parents"].tolist(), strict=True):
-        found.append((*(found[parent] if parent >= 0 else ()), token))
-    assert len(set(found)) == len(found)
-    return dict(zip(found, arrays["counts"].tolist(), strict=True))
-
-
-def windows(text: list[int], window: int) -> Counter[Path]:
-    """How often every path of at most ``window`` tokens occurs."""
-    return Counter(
-        tuple(text[start:end])
-        for start in range(len(text))
-        for end in range(start + 1, min(len(text), start + window) + 1)
-    )
-
-
-@settings(max_examples=80)
-@given(
-    texts=strategies.lists(TEXTS, min_size=1, max_size=3),
-    window=strategies.integers(1, 6),
-    piece=strategies.integers(1, 9),
-)
-def test_counts_equal_brute_force(texts: list[list[int]], window: int, piece: int) -> None:
-    trie = TokenTrie(window, **FREE_OF_BOUNDS)
-    expected: Counter[Path] = Counter()
-    for text in texts:
-        insert_in_pieces(trie, text, window, piece)
-        expected += windows(text, window)
-    assert counted(trie) == expected
-    assert len(trie) == len(expected)
-    for path, count in expected.items():
-        assert trie.nodes[trie.find(np.array(path, np.int64)), COUNT] == count
-    assert trie.find(np.array([9], np.int64)) == NONE
-
-
-@settings(max_examples=150)
-@given(
-    texts=strategies.lists(
-        strategies.lists(strategies.integers(0, 9), min_size=1, max_size=60), min_size=1, max_size=5
-    ),
-    window=strategies.integers(1, 5),
-    spare=strategies.integers(0, 12),
-    max_trees=strategies.integers(1, 12),
-    piece=strategies.integers(1, 20),
-)
-def test_bounds_hold_whatever_is_inserted(
-    texts: list[list[int]], window: int, spare: int, max_trees: int, piece: int
-) -> None:
-    max_nodes = window + spare
-    trie = TokenTrie(window, max_nodes, max_trees)
-    for text in texts:
-        for at in range(0, len(text), piece):
-            start = max(0, at - window)
-            trie.insert(np.array(text[start : at + piece], np.int64), at - start)
-            found = counted(trie)
-            sizes = Counter(path[0] for path in found)
-            assert len(sizes) == trie.counters[NUM_TREES] <= max_trees
-            assert max(sizes.values()) <= max_nodes
-            assert len(found) == len(trie)
-            assert min(found.values()) >= 1
-            for path, count in found.items():  # the hash and the links tell the same trie
-                node = trie.find(np.array(path, np.int64))
-                assert trie.nodes[node, COUNT] == count
-            assert sum(slot != NONE for slot in trie.slots) == len(trie)
-
-
-def test_a_full_tree_keeps_what_was_seen_often() -> None:
-    trie = TokenTrie(2, 9, 10)
-    for _ in range(8):
-        trie.insert(np.array([1, 5], np.int64))
-    for token in range(100, 115):
-        trie.insert(np.array([1, token], np.int64))
-    found = counted(trie)
-    assert (1, 5) in found
-    assert found[1, 5] < 8
-    assert (1, 114) in found
-    assert (1, 100) not in found
-
-
-def test_of_too_many_trees_the_least_used_go() -> None:
-    trie = TokenTrie(1, 4, 8)
-    for token in (1, 2, 1, 2, 1, *range(100, 120)):
-        trie.insert(np.array([token], np.int64))
-    found = counted(trie)
-    assert (1,) in found
-    assert (119,) in found
-    assert (100,) not in found
-
-
-def test_dropped_room_is_used_again() -> None:
-    trie = TokenTrie(4, 50, 10)
-    random = np.random.default_rng(0)
-    for _ in range(300):
-        trie.insert(random.integers(0, 20, 30))
-    assert len(trie.nodes) < 2 * 50 * 10
-    assert trie.nodes[ROOT, COUNT] == NONE
-
-
-def drafted(drafter: Lookahead, text: list[int], budget: int = 64) -> DraftTree:
-    """A draft for a prompt that nothing is written after."""
-    sequence = sequence_of(text)
-    drafter.begin(sequence, None)
-    tree = drafter.propose(sequence, budget)
-    check_tree(tree, budget)
-    drafter.end(sequence)
-    return tree
-
-
-def answer(drafter: Lookahead, prompt: list[int], response: list[int], step: int = 3) -> None:
-    sequence = sequence_of(prompt)
-    drafter.begin(sequence, None)
-    for at in range(0, len(response), step):
-        written = response[at : at + step]
-        sequence.token_ids += written
-        drafter.observe(sequence, Observation(DraftTree(), Acceptance([], written)))
-    drafter.end(sequence)
 
 
 def brute_force(
@@ -157,9 +27,9 @@ def brute_force(
     """The score of every path that may be drafted after two tokens, or after one where two say too little."""
     in_prompt = windows(prompt, 2 + branch_length)
     in_outputs = sum((windows(text, 2 + branch_length) for text in outputs), Counter())
-    scores: dict[Path, float] = {}
+    expected: dict[Path, float] = {}
     for length in range(min(2, len(prompt)), 0, -1):
-        if len(scores) >= branch_length:
+        if len(expected) >= branch_length:
             break
         query = tuple(prompt[-length:])
         below: list[Path] = [()]
@@ -179,10 +49,10 @@ def brute_force(
                 first = weight if all(totals) else float(totals[0] > 0)
                 share = first * shares[0] + (1 - first) * shares[1]
                 child = (*path, token)
-                above = scores[path] if path else 1.0
-                scores.setdefault(child, above * share * match_reliability(length + len(path)))
+                above = expected[path] if path else 1.0
+                expected.setdefault(child, above * share * match_reliability(length + len(path)))
                 below.append(child)
-    return scores
+    return expected
 
 
 @settings(max_examples=80)
@@ -201,13 +71,7 @@ def test_a_tree_equals_brute_force(
         answer(drafter, [9], text)
     tree = drafted(drafter, prompt, budget=size)
     expected = brute_force(prompt, outputs, weight, branch_length)
-    found = dict(
-        zip(
-            [tuple(tree.token_ids[tree.path_to(node)].tolist()) for node in range(len(tree))],
-            tree.scores.tolist(),
-            strict=True,
-        )
-    )
+    found = scores(tree)
     likely = {path for path, score in expected.items() if score > 2 * MIN_PROB}
     assert likely <= found.keys() <= expected.keys()
     for path in likely:
@@ -374,91 +238,3 @@ def test_a_repeating_target_is_drafted() -> None:
     sequence = sequence_of([0])
     drafter.begin(sequence, None)
     assert gains(drafter, sequence, periodic(5), budget=16, num_steps=20)[-1] == 13
-
-
-def test_a_saved_store_drafts_the_same() -> None:
-    drafter = Lookahead(max_nodes=60, max_trees=5)
-    random = np.random.default_rng(0)
-    for _ in range(5):
-        answer(drafter, [0], random.integers(0, 7, 80).tolist())
-    other = Lookahead(max_nodes=60, max_trees=5)
-    other.restore(drafter.state())
-    for key, value in drafter.state().items():
-        np.testing.assert_array_equal(other.state()[key], value)
-    for text in random.integers(0, 7, (10, 12)).tolist():
-        expected, found = drafted(drafter, text), drafted(other, text)
-        assert found.token_ids.tolist() == expected.token_ids.tolist()
-        assert found.scores.tolist() == expected.scores.tolist()
-    answer(other, [0], random.integers(0, 7, 80).tolist())
-    empty = Lookahead()
-    empty.restore(Lookahead().state())
-    assert len(empty.state()["token_ids"]) == 0
-
-
-def test_a_store_larger_than_the_bounds_is_cut_down_to_them() -> None:
-    drafter = Lookahead()
-    answer(drafter, [0], np.random.default_rng(0).integers(0, 30, 500).tolist())
-    small = Lookahead(max_nodes=20, max_trees=6)
-    small.restore(drafter.state())
-    parents = small.state()["parents"]
-    assert 0 < (parents == -1).sum() <= 6
-    assert len(parents) <= 20 * 6
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"more": np.zeros(1)}, "needs token_ids, parents and counts"),
-        ({"counts": np.ones(3, np.int64)}, "counts must be int32"),
-        ({"counts": np.ones(2, np.int32)}, "as long as the others"),
-        ({"token_ids": np.zeros((3, 1), np.int32)}, "token_ids must be int32, flat"),
-        ({"token_ids": np.array([1, -1, 2], np.int32)}, "0 or more"),
-        ({"token_ids": np.array([1, 2, 2], np.int32)}, "differ below one parent"),
-        ({"parents": np.array([-1, 1, 0], np.int32)}, "before their children"),
-        ({"parents": np.array([-2, 0, 0], np.int32)}, "before their children"),
-        ({"counts": np.array([1, 0, 1], np.int32)}, "between 1 and"),
-        ({"counts": np.array([1, 2**31 - 1, 1], np.int32)}, "between 1 and"),
-    ],
-)
-def test_a_damaged_store_is_refused_and_changes_nothing(change: dict[str, np.ndarray], message: str) -> None:
-    state = {
-        "token_ids": np.array([1, 2, 3], np.int32),
-        "parents": np.array([-1, 0, 0], np.int32),
-        "counts": np.array([2, 1, 1], np.int32),
-    }
-    drafter = Lookahead()
-    drafter.restore(state)
-    with pytest.raises(StoreError, match=message):
-        drafter.restore(state | change)
-    with pytest.raises(StoreError, match="found \\['counts'\\]"):
-        drafter.restore({"counts": state["counts"]})
-    assert drafter.state()["token_ids"].tolist() == [1, 2, 3]
-    assert sorted(drafted(drafter, [1]).token_ids.tolist()) == [2, 3]
-
-
-def test_what_was_saved_does_not_change_with_what_is_learnt() -> None:
-    drafter = Lookahead()
-    answer(drafter, [0], [1, 2, 3])
-    state = drafter.state()
-    answer(drafter, [0], [1, 2, 3])
-    assert state["counts"].tolist() == [1] * 6
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"mode": "tree"}, "mode='tree' cannot work"),
-        ({"branch_length": 0}, "branch_length=0"),
-        ({"decoding_length": 0}, "decoding_length=0"),
-        ({"max_query_length": 0}, "max_query_length=0"),
-        ({"prompt_weight": 1.0}, "prompt_weight=1.0"),
-        ({"min_output_nodes": -1}, "0 or more"),
-        ({"min_prompt_nodes": 40}, "at most decoding_length=64 together"),
-        ({"max_nodes": 13}, "at least max_query_length \\+ branch_length = 14"),
-        ({"max_prompt_nodes": 13}, "max_prompt_nodes=13"),
-        ({"max_trees": 0}, "max_trees=0"),
-    ],
-)
-def test_options_that_cannot_work_are_refused(options: dict[str, int], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        Lookahead(**options)  # type: ignore[arg-type]

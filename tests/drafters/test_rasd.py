@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
-from trees import check_tree, gains, paths, periodic, sequence_of
+from trees import check_tree, drafted, gains, paths, periodic, scores, sequence_of
 
 from adversaries import VOCAB
 from hasten.drafters.base import Observation
@@ -29,12 +29,6 @@ def scored_trees(draw: st.DrawFn) -> DraftTree:
             st.sampled_from([0.25, 0.5, 1])
         )
     return tree
-
-
-def scores(tree: DraftTree) -> dict[tuple[int, ...], float]:
-    tokens = tree.token_ids.tolist()
-    all_paths = [tuple(tokens[at] for at in tree.path_to(node)) for node in range(len(tree))]
-    return dict(zip(all_paths, tree.scores.tolist(), strict=True))
 
 
 def num_accepted(tree: DraftTree, target: list[int]) -> int:
@@ -156,37 +150,28 @@ def index(tmp_path):
     return open_index(tmp_path / "store", NAME)
 
 
-def proposal(drafter: Rasd, text: list[int], budget: int = 64) -> DraftTree:
-    sequence = sequence_of(text)
-    drafter.begin(sequence, None)
-    tree = drafter.propose(sequence, budget)
-    check_tree(tree, budget)
-    drafter.end(sequence)
-    return tree
-
-
 def test_corpus_text_and_companion_are_fused(index):
     text = [1, 2, 50, 51, 9, 1, 2]
     nothing = Fixed(DraftTree())
     from_text = {(50,), (50, 51), (50, 51, 9), (50, 51, 9, 1), (50, 51, 9, 1, 2)}
     from_corpus = {(30,), (30, 31), (30, 31, 32), (40,), (40, 41)}
-    assert paths(proposal(Rasd(None, nothing), text)) == from_text
-    assert paths(proposal(Rasd(index, nothing), text)) == from_text | from_corpus
+    assert paths(drafted(Rasd(None, nothing), text)) == from_text
+    assert paths(drafted(Rasd(index, nothing), text)) == from_text | from_corpus
     companion = Fixed(DraftTree([30, 60], [-1, 0], [0.9, 0.8]))
-    tree = proposal(Rasd(index, companion), text)
+    tree = drafted(Rasd(index, companion), text)
     assert paths(tree) == {(30,), (30, 60), (30, 31), (30, 31, 32)}
     assert tree.token_ids[:2].tolist() == [30, 60]
-    assert paths(proposal(Rasd(index, companion), text, budget=2)) == {(30,), (30, 60)}
-    assert len(proposal(Rasd(index, companion), text, budget=0)) == 0
+    assert paths(drafted(Rasd(index, companion), text, budget=2)) == {(30,), (30, 60)}
+    assert len(drafted(Rasd(index, companion), text, budget=0)) == 0
     assert set(tree.source_names) == {"rasd"}
 
 
 def test_retrieved_nodes_have_a_budget_of_their_own(index):
     drafter = Rasd(index, Fixed(DraftTree([60, 61, 62], [-1, 0, 1], [0.9, 0.9, 0.9])), max_retrieved=3)
     companion = {(60,), (60, 61), (60, 61, 62)}
-    assert paths(proposal(drafter, [9, 1, 2])) == companion
+    assert paths(drafted(drafter, [9, 1, 2])) == companion
     drafter = Rasd(index, Fixed(DraftTree()), max_retrieved=3)
-    assert len(proposal(drafter, [1, 2, 50, 51, 9, 1, 2])) == 3  # of ten, from the corpus and the text
+    assert len(drafted(drafter, [1, 2, 50, 51, 9, 1, 2])) == 3  # of ten, from the corpus and the text
 
 
 def test_the_companion_is_told_everything():

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
-from trees import check_tree, paths, sequence_of
+from trees import drafted, paths, scores
 
 from adversaries import VOCAB
 from hasten.core import SamplingParams
@@ -18,7 +18,6 @@ from hasten.drafters.corpus_index import CorpusIndex, open_index, write_index
 from hasten.drafters.rest import NUM_PREFIXES, Rest
 from hasten.engine import LanguageModel
 from hasten.errors import ConfigError, StoreError
-from hasten.tree import DraftTree
 
 NAME = f"token-ids-{VOCAB}"
 DOCUMENTS = strategies.lists(
@@ -34,21 +33,6 @@ def made(tmp_path_factory):
         return open_index(path, NAME)
 
     return make
-
-
-def proposal(drafter: Rest, text: list[int], budget: int = 64) -> DraftTree:
-    sequence = sequence_of(text)
-    drafter.begin(sequence, None)
-    tree = drafter.propose(sequence, budget)
-    check_tree(tree, budget)
-    drafter.end(sequence)
-    return tree
-
-
-def scores(tree: DraftTree) -> dict[tuple[int, ...], float]:
-    tokens = tree.token_ids.tolist()
-    all_paths = [tuple(tokens[at] for at in tree.path_to(node)) for node in range(len(tree))]
-    return dict(zip(all_paths, tree.scores.tolist(), strict=True))
 
 
 def brute_force(documents: list[list[int]], text: list[int]) -> tuple[int, Counter[tuple[int, ...]]]:
@@ -76,7 +60,7 @@ def test_the_most_frequent_prefixes_are_drafted(tmp_path_factory, documents, tex
     write_index(path, [np.array(document) for document in documents], NAME)
     drafter = Rest(open_index(path, NAME))
     match, counts = brute_force(documents, text)
-    whole = scores(proposal(drafter, text))
+    whole = scores(drafted(drafter, text))
     assert set(whole) <= set(counts)
     assert len(whole) == min(NUM_PREFIXES, max(len(counts) - 1, 0))
     left_out = [count for prefix, count in counts.items() if prefix and prefix not in whole]
@@ -85,32 +69,32 @@ def test_the_most_frequent_prefixes_are_drafted(tmp_path_factory, documents, tex
         above = whole.get(prefix[:-1], 1.0)
         ratio = counts[prefix] / counts[prefix[:-1]]
         assert score == pytest.approx(above * ratio * match_reliability(match + len(prefix) - 1), rel=1e-4)
-    cut = proposal(drafter, text, budget)
+    cut = drafted(drafter, text, budget)
     assert list(scores(cut).items()) == list(whole.items())[:budget]
     assert cut.scores.tolist() == sorted(cut.scores.tolist(), reverse=True)
 
 
 def test_the_longest_match_is_followed(made):
     drafter = Rest(made([[7, 1, 2, 3, 50, 51], [8, 2, 3, 60], [9, 2, 3, 60]]))
-    assert paths(proposal(drafter, [1, 2, 3])) == {(50,), (50, 51)}
-    assert paths(proposal(drafter, [2, 3])) == {(50,), (50, 51), (60,)}
-    assert proposal(drafter, [2, 3]).token_ids[0] == 60
-    assert len(proposal(drafter, [3])) == 0
-    assert len(proposal(drafter, [40, 41])) == 0
-    assert paths(proposal(Rest(made([[3, 60]]), min_match=1), [3])) == {(60,)}
+    assert paths(drafted(drafter, [1, 2, 3])) == {(50,), (50, 51)}
+    assert paths(drafted(drafter, [2, 3])) == {(50,), (50, 51), (60,)}
+    assert drafted(drafter, [2, 3]).token_ids[0] == 60
+    assert len(drafted(drafter, [3])) == 0
+    assert len(drafted(drafter, [40, 41])) == 0
+    assert paths(drafted(Rest(made([[3, 60]]), min_match=1), [3])) == {(60,)}
 
 
 def test_the_match_and_the_depth_are_bounded(made):
     document = list(range(60))
-    tree = proposal(Rest(made([document, [99, *range(24, 40), 70]])), list(range(40)))
+    tree = drafted(Rest(made([document, [99, *range(24, 40), 70]])), list(range(40)))
     assert paths(tree) >= {(40,), (70,)}  # 16 tokens match in both
     assert tree.depths().max() == 10
-    assert proposal(Rest(made([document]), num_tokens=3), [4, 5]).depths().max() == 3
+    assert drafted(Rest(made([document]), num_tokens=3), [4, 5]).depths().max() == 3
 
 
 def test_frequent_matches_are_sampled(made):
     documents = [[1, 2, token] for token in range(3, 53) for _ in range(4)]
-    tree = proposal(Rest(made(documents), max_occurrences=25), [1, 2])
+    tree = drafted(Rest(made(documents), max_occurrences=25), [1, 2])
     assert tree.token_ids.tolist() == list(range(3, 53, 2))
 
 
@@ -118,7 +102,7 @@ def test_only_the_most_frequent_prefixes_are_kept(made):
     documents = [
         [1, 2, token, token + 200] for token in range(3, 153) for _ in range(3 if token > 140 else 1)
     ]
-    tree = proposal(Rest(made(documents)), [1, 2], budget=200)
+    tree = drafted(Rest(made(documents)), [1, 2], budget=200)
     often = {(token,) for token in range(141, 153)}
     assert len(tree) == NUM_PREFIXES
     assert often | {(*path, path[0] + 200) for path in often} <= paths(tree)

@@ -1,4 +1,4 @@
-"""What the drafter tests share: tree invariants, and a target that is a plain function."""
+"""What the drafter tests share: tree invariants, drafts of a text, and a target that is a plain function."""
 
 from __future__ import annotations
 
@@ -34,6 +34,13 @@ def paths(tree: DraftTree) -> set[tuple[int, ...]]:
     return {tuple(tokens[at] for at in tree.path_to(node)) for node in range(len(tree))}
 
 
+def scores(tree: DraftTree) -> dict[tuple[int, ...], float]:
+    """Every node's score, by its token path."""
+    tokens = tree.token_ids.tolist()
+    all_paths = [tuple(tokens[at] for at in tree.path_to(node)) for node in range(len(tree))]
+    return dict(zip(all_paths, tree.scores.tolist(), strict=True))
+
+
 def sequence_of(token_ids: list[int], prompt_length: int | None = None) -> Sequence:
     length = len(token_ids) if prompt_length is None else prompt_length
     return Sequence(
@@ -49,6 +56,27 @@ def candidates(rows: list[tuple[list[int], list[float]]]) -> TopCandidates:
     return TopCandidates(
         np.array([row[0] for row in rows], np.int64), np.array([row[1] for row in rows], np.float32)
     )
+
+
+def drafted(drafter: Drafter, text: list[int], budget: int = 64) -> DraftTree:
+    """A draft for a prompt that nothing is written after."""
+    sequence = sequence_of(text)
+    drafter.begin(sequence, None)
+    tree = drafter.propose(sequence, budget)
+    check_tree(tree, budget)
+    drafter.end(sequence)
+    return tree
+
+
+def answer(drafter: Drafter, prompt: list[int], response: list[int], step: int = 3) -> None:
+    """A sequence from begin to end, ``step`` tokens at a time."""
+    sequence = sequence_of(prompt)
+    drafter.begin(sequence, None)
+    for at in range(0, len(response), step):
+        written = response[at : at + step]
+        sequence.token_ids += written
+        drafter.observe(sequence, Observation(DraftTree(), Acceptance([], written)))
+    drafter.end(sequence)
 
 
 def step(drafter: Drafter, sequence: Sequence, ranked: Ranked, budget: int) -> tuple[DraftTree, Acceptance]:

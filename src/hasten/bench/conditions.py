@@ -13,11 +13,12 @@ import torch
 
 from hasten import __version__
 from hasten.bench.models import OpenModel
+from hasten.models.draft_lm import DraftLM
 
 
 def describe(opened: OpenModel) -> dict[str, Any]:
     """JSON-ready: the model and the machine."""
-    target = opened.language_model.target
+    target, draft = opened.language_model.target, opened.language_model.resources.draft
     return {
         "model": opened.name,
         "shape": opened.shape,
@@ -26,6 +27,7 @@ def describe(opened: OpenModel) -> dict[str, Any]:
         "device": str(target.device),
         "forward": opened.forward,
         "mode": target.probe.mode,
+        "draft": None if draft is None else _describe_draft(draft),
         "threads": torch.get_num_threads(),
         "processor": processor_name(target.device),
         "versions": {
@@ -36,6 +38,16 @@ def describe(opened: OpenModel) -> dict[str, Any]:
         },
         "git_revision": git_revision(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _describe_draft(draft: DraftLM) -> dict[str, Any]:
+    return {
+        "model": draft.name,
+        "dtype": str(draft.model.dtype).removeprefix("torch."),
+        "device": str(draft.model.device),
+        "proposable_tokens": draft.num_proposable,
+        "exits": list(draft.exits),
     }
 
 

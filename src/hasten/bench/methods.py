@@ -18,12 +18,18 @@ from hasten.drafters import Drafter, make_drafter
 from hasten.engine import LanguageModel
 from hasten.errors import ConfigError
 from hasten.models.causal_lm import CausalLM
+from hasten.models.draft_lm import DraftLM
 
 PLAIN = "plain"
-BASELINES: dict[str, dict[str, int]] = {"hf": {}, "hf-prompt-lookup": {"prompt_lookup_num_tokens": 10}}
+ASSISTED = "hf-assisted"
+BASELINES: dict[str, dict[str, int]] = {
+    "hf": {},
+    "hf-prompt-lookup": {"prompt_lookup_num_tokens": 10},
+    ASSISTED: {},
+}
 """name -> what transformers' ``generate`` is told besides"""
 
-ONE_BY_ONE = frozenset({"hf-prompt-lookup"})
+ONE_BY_ONE = frozenset({"hf-prompt-lookup", ASSISTED})
 """Baselines that transformers runs for a single prompt only."""
 
 
@@ -86,6 +92,7 @@ class HastenMethod:
         policy: how much to draft, by name.
         is_cold: forget after every call.
         index: a corpus index, for the drafters that look texts up.
+        draft: a draft model, which is shared as the target is.
 
     Raises ConfigError for an unknown drafter.
     """
@@ -99,6 +106,7 @@ class HastenMethod:
         policy: str = "cost",
         is_cold: bool = False,
         index: Path | None = None,
+        draft: DraftLM | None = None,
     ) -> None:
         self.name = name
         self._policy = policy
@@ -106,7 +114,7 @@ class HastenMethod:
         self._drafter_name = "off" if name == PLAIN else name
         self._target = target
         self._tokenizer = tokenizer
-        self._index = index
+        self._resources: dict[str, Any] = {"index": index, "draft": draft}
         self._language_model = self._open()
 
     def start(self, prompts: list[list[int]], params: SamplingParams) -> None:
@@ -136,21 +144,36 @@ class HastenMethod:
 
     def _open(self) -> LanguageModel:
         """One of its own: its cost policy learns what this method's passes cost, no other's."""
-        return LanguageModel(self._target, self._tokenizer, drafter=self._drafter_name, index=self._index)
+        return LanguageModel(self._target, self._tokenizer, drafter=self._drafter_name, **self._resources)
 
     def _new_drafter(self) -> Drafter:
         return make_drafter(self._drafter_name, self._language_model.resources)
 
 
 class TransformersMethod:
-    """transformers' own greedy ``generate``, whatever the temperature of the others."""
+    """transformers' own ``generate``.
 
-    def __init__(self, name: str, model: Any, tokenizer: Any) -> None:
+    At a temperature it samples by the same law as the others, with the seed of the prompts, but draws other
+    random numbers: its text is another one and cannot be compared.
+
+    Args:
+        assistant: (model, tokenizer) of a draft, for ``hf-assisted``, which runs with transformers' own
+            defaults: how many tokens are drafted, and how sure the draft must be of them.
+
+    Raises ConfigError for an unknown name, or for ``hf-assisted`` without a draft.
+    """
+
+    def __init__(
+        self, name: str, model: Any, tokenizer: Any, assistant: tuple[Any, Any] | None = None
+    ) -> None:
         if name not in BASELINES:
             raise ConfigError(f"baseline {name!r} is unknown; choose {', '.join(BASELINES)}")
+        if name == ASSISTED and assistant is None:
+            raise ConfigError(f"{ASSISTED} needs a draft model; give one with --draft, or leave it out")
         self.name = name
         self._model = model
         self._tokenizer = tokenizer
+        self._assistant = assistant if name == ASSISTED else None
 
     def start(self, prompts: list[list[int]], params: SamplingParams) -> None:
         self.answer(prompts, replace(params, max_new_tokens=min(8, params.max_new_tokens)))
@@ -170,19 +193,28 @@ class TransformersMethod:
         padded = [[self._pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts]
         mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
         stop = [] if params.ignore_eos else self._stop_token_ids
-        output = self._model.generate(
-            torch.tensor(padded, device=self._model.device),
-            attention_mask=torch.tensor(mask, device=self._model.device),
-            max_new_tokens=params.max_new_tokens,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            eos_token_id=stop or None,
-            pad_token_id=self._pad_token_id,
-            **BASELINES[self.name],
-        )
+        with _seeded(params.seed or 0, self._model.device):
+            output = self._model.generate(
+                torch.tensor(padded, device=self._model.device),
+                attention_mask=torch.tensor(mask, device=self._model.device),
+                max_new_tokens=params.max_new_tokens,
+                eos_token_id=stop or None,
+                pad_token_id=self._pad_token_id,
+                **_sampling(params.temperature),
+                **self._assistance(stop),
+                **BASELINES[self.name],
+            )
         return [_until(stop, row) for row in output[:, width:].tolist()]
+
+    def _assistance(self, stop: list[int]) -> dict[str, Any]:
+        """transformers asks for the tokenizers exactly where the vocabularies have different sizes."""
+        if self._assistant is None:
+            return {}
+        model, tokenizer = self._assistant
+        model.generation_config.eos_token_id = stop or None  # else drafts end where the text does not
+        sizes = {one.config.get_text_config().vocab_size for one in (self._model, model)}
+        both = {"tokenizer": self._tokenizer, "assistant_tokenizer": tokenizer}
+        return {"assistant_model": model} | (both if len(sizes) > 1 else {})
 
     @property
     def _stop_token_ids(self) -> list[int]:
@@ -194,6 +226,21 @@ class TransformersMethod:
         """Masked wherever it stands, so any will do; but without one ``generate`` warns."""
         configured = self._model.generation_config.pad_token_id
         return 0 if configured is None else int(configured)
+
+
+def _sampling(temperature: float) -> dict[str, Any]:
+    """Every option by name, so that none is left to the model's own generation settings."""
+    if temperature == 0:
+        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    return {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """transformers draws from torch's global generators; afterwards they are as they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def _until(stop: list[int], token_ids: list[int]) -> list[int]:

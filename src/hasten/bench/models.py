@@ -13,6 +13,7 @@ from hasten.drafters import Drafter
 from hasten.engine import FORWARDS, LanguageModel
 from hasten.errors import ConfigError
 from hasten.models.causal_lm import CausalLM
+from hasten.models.draft_lm import load_draft
 from hasten.models.loading import load_pretrained
 from hasten.models.packed import PackedLinear, pack_linears
 
@@ -40,8 +41,11 @@ def open_model(
     shape: str | None = None,
     drafter: str | Drafter = "off",
     index: Path | None = None,
+    draft: str | None = None,
+    draft_device: str | None = None,
+    draft_vocab: Path | None = None,
 ) -> OpenModel:
-    """As ``hasten.load``, at the cost of a bigger shape if one is given.
+    """As ``hasten.load``, at the cost of a bigger shape if one is given; a draft model keeps its own.
 
     Raises ConfigError, ModelError, StoreError, IncompatibleModels.
     """
@@ -51,7 +55,19 @@ def open_model(
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     if forward != "stock":
         pack_linears(model, always=forward == "packed")
-    language_model = LanguageModel(CausalLM(model), tokenizer, drafter=drafter, index=index)
+    target = CausalLM(model)
+    found = None
+    if draft is not None:
+        found = load_draft(
+            draft,
+            target=target,
+            target_tokenizer=tokenizer,
+            dtype=dtype,
+            device=draft_device,
+            forward=forward,
+            draft_vocab=draft_vocab,
+        )
+    language_model = LanguageModel(target, tokenizer, drafter=drafter, index=index, draft=found)
     chosen, reason = _explain_forward(model, language_model.target, forward)
     return OpenModel(name, shape, language_model, num_parameters, chosen, reason)
 

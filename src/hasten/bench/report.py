@@ -19,7 +19,8 @@ _LEGEND = (
     "draft, forward, verify, other: milliseconds a step. a node: milliseconds of drafting for each node of "
     "the draft trees. outside: share of the step outside the forward pass. repeated: share of the written "
     "8-grams that stood earlier in the same answer. Texts that repeat themselves are easy to draft. Prefill "
-    "is in tokens/s, warm-up is not."
+    "is in tokens/s, warm-up is not. transformers' baselines sample where the others do, by the same law but "
+    "with random numbers of their own: texts to compare by speed only."
 )
 _BATCH_LEGEND = (
     "batch: prompts answered side by side, first turns only, in full batches. A step is one pass over the "
@@ -67,8 +68,10 @@ def conditions_line(conditions: dict[str, Any]) -> str:
     model = conditions["model"]
     if conditions["shape"]:
         model += f" at the cost of {conditions['shape'].upper()}"
+    draft = conditions.get("draft")  # older records have none
     return (
         f"{model} ({conditions['parameters'] / 1e6:.1f} M parameters), {conditions['dtype']}, "
+        f"{'draft model ' + draft['model'] + ', ' if draft else ''}"
         f"threads: {conditions['threads']}, {conditions['processor']}, {sampling}, "
         f"{conditions['max_new_tokens']} new tokens{' exactly' if conditions['ignore_eos'] else ''}, "
         f"{'cold' if conditions['is_cold'] else 'learning'} stores"

@@ -99,6 +99,8 @@ class Benchmark:
     config: BenchConfig
     stock: tuple[Any, Any] | None = None
     """transformers' own model and tokenizer; needed for baselines"""
+    stock_draft: tuple[Any, Any] | None = None
+    """the same of the draft model; needed for hf-assisted"""
     results: list[GroupResult] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
     """prompts that do not fit into the context with their answer, per prompt set"""
@@ -112,11 +114,15 @@ class Benchmark:
         options: dict[str, Any] = {"policy": self.config.policy, "is_cold": self.config.is_cold}
         if index := self._language_model.resources.index:
             options["index"] = index.path
+        options["draft"] = self._language_model.resources.draft
         self._methods = [HastenMethod(name, target, tokenizer, **options) for name in self.config.methods]
         if self.config.baselines:
             if self.stock is None:
                 raise ConfigError("baselines need a second, stock copy of the model; give stock=")
-            self._methods += [TransformersMethod(name, *self.stock) for name in self.config.baselines]
+            self._methods += [
+                TransformersMethod(name, *self.stock, assistant=self.stock_draft)
+                for name in self.config.baselines
+            ]
             self._stock_target = CausalLM(self.stock[0])
 
     def run(self, prompt_sets: AbstractSequence[PromptSet], progress: Progress | None = None) -> None:
@@ -226,7 +232,7 @@ class Benchmark:
         self, method: str, prompts: list[list[int]], plain: Answer, answer: Answer, params: SamplingParams
     ) -> list[Agreement]:
         if method in BASELINES and params.temperature > 0:
-            return []  # transformers runs greedily, so its text is another one
+            return []  # transformers draws with random numbers of its own, so its text is another one
         return [
             compare(
                 prompt_ids,

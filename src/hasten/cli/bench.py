@@ -32,7 +32,10 @@ def bench(
         str, typer.Option(help="Drafters, with commas. Plain decoding is always among them.")
     ] = "plain,auto",
     baselines: Annotated[
-        str, typer.Option(help="transformers' own generate: hf, hf-prompt-lookup; '' for none.")
+        str,
+        typer.Option(
+            help="transformers' own generate: hf, hf-prompt-lookup, hf-assisted (with --draft); '' for none."
+        ),
     ] = "hf",
     batch: Annotated[
         str, typer.Option(help="Prompts answered side by side; several sizes with commas, as in 1,4,8.")
@@ -57,6 +60,9 @@ def bench(
     forward: options.ForwardName = "auto",
     threads: options.Threads = None,
     index: options.Index = None,
+    draft: options.Draft = None,
+    draft_device: options.DraftDevice = None,
+    draft_vocab: options.DraftVocab = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the records here.")] = None,
 ) -> None:
     """Measure speed, and check that every text is plain decoding's. Exit code 1 where one is not."""
@@ -64,9 +70,10 @@ def bench(
     from hasten.bench.prompts import load_prompt_sets
     from hasten.bench.runner import BenchConfig
 
+    choice = options.DraftChoice(draft, draft_device, draft_vocab)
     config = BenchConfig(
         methods=_names(methods),
-        baselines=_names(baselines),
+        baselines=_possible(_names(baselines), choice),
         batch_sizes=_batch_sizes(batch),
         max_new_tokens=max_new_tokens,
         ignore_eos=ignore_eos,
@@ -80,13 +87,40 @@ def bench(
     options.set_threads(threads)
     options.quiet_loading()
     sources = [name for entry in prompts for name in _names(entry)]
-    opened = open_model(model, dtype=dtype, device=device, forward=forward, shape=shape, index=index)
+    _require_use(choice, config)
+    opened = open_model(
+        model,
+        dtype=dtype,
+        device=device,
+        forward=forward,
+        shape=shape,
+        index=index,
+        **choice.arguments(),
+    )
     sets = load_prompt_sets(sources, opened.language_model.target.vocab_size)
     _measure(opened, config, sets, device, json_file)
 
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _possible(baselines: tuple[str, ...], draft: options.DraftChoice) -> tuple[str, ...]:
+    """Those that can run, and a line for the one that cannot."""
+    from hasten.bench.methods import ASSISTED
+
+    if draft.model is not None or ASSISTED not in baselines:
+        return baselines
+    typer.echo(f"{ASSISTED} is left out: it needs a draft model, give one with --draft", err=True)
+    return tuple(name for name in baselines if name != ASSISTED)
+
+
+def _require_use(draft: options.DraftChoice, config: BenchConfig) -> None:
+    """Raises ConfigError where nothing that is measured would ask the draft model."""
+    from hasten.bench.methods import ASSISTED
+
+    if ASSISTED not in config.baselines:
+        draft.require_use(*config.methods)
 
 
 def _batch_sizes(text: str) -> tuple[int, ...]:
@@ -105,14 +139,20 @@ def _measure(
     device: str | None,
     json_file: Path | None,
 ) -> None:
+    from hasten.bench.methods import ASSISTED
     from hasten.bench.models import load_stock
     from hasten.bench.runner import Benchmark
 
-    stock = None
+    stock = stock_draft = None
     if config.baselines:
         dtype = str(opened.language_model.target.dtype).removeprefix("torch.")
         stock = load_stock(opened.name, dtype=dtype, device=device, shape=opened.shape)
-    benchmark = Benchmark(opened, config, stock)
+    if ASSISTED in config.baselines:
+        draft = opened.language_model.resources.draft
+        assert draft is not None
+        dtype = str(draft.model.dtype).removeprefix("torch.")
+        stock_draft = load_stock(draft.name, dtype=dtype, device=str(draft.model.device), shape=None)
+    benchmark = Benchmark(opened, config, stock, stock_draft)
     _require_writable(json_file)
     try:
         with Progress(console=Console(stderr=True), transient=True) as bar:

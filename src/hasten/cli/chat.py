@@ -34,6 +34,9 @@ def chat(
     device: options.Device = None,
     forward: options.ForwardName = "auto",
     index: options.Index = None,
+    draft: options.Draft = None,
+    draft_device: options.DraftDevice = None,
+    draft_vocab: options.DraftVocab = None,
 ) -> None:
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D or /exit the conversation."""
     from hasten.bench.prompts import stop_strings
@@ -47,7 +50,14 @@ def chat(
         seed=seed,
     )
     language_model = options.load_model(
-        model, dtype=dtype, device=device, forward=forward, drafter=drafter, store=None, index=index
+        model,
+        dtype=dtype,
+        device=device,
+        forward=forward,
+        drafter=drafter,
+        store=None,
+        index=index,
+        draft=options.DraftChoice(draft, draft_device, draft_vocab),
     )
     if language_model.tokenizer is None:
         raise ModelError(f"{model!r} has no tokenizer, so there is nothing to talk with")

@@ -50,6 +50,9 @@ def generate(
     forward: options.ForwardName = "auto",
     store: options.Store = None,
     index: options.Index = None,
+    draft: options.Draft = None,
+    draft_device: options.DraftDevice = None,
+    draft_vocab: options.DraftVocab = None,
 ) -> None:
     """Continue one or more prompts. The text of a single prompt appears while it is written."""
     params = SamplingParams(
@@ -64,7 +67,14 @@ def generate(
     if bool(prompt) == bool(file):
         raise PromptError("give either --prompt TEXT or --file FILE")
     language_model = options.load_model(
-        model, dtype=dtype, device=device, forward=forward, drafter=drafter, store=store, index=index
+        model,
+        dtype=dtype,
+        device=device,
+        forward=forward,
+        drafter=drafter,
+        store=store,
+        index=index,
+        draft=options.DraftChoice(draft, draft_device, draft_vocab),
     )
     prompts = _read_prompts(file, language_model) if file else list(prompt or [])
     with _saved_store(language_model, store), _open_trace(trace, language_model) as tracer:

@@ -32,8 +32,8 @@ def index(
     from hasten.cli.options import quiet_loading
     from hasten.drafters.corpus_index import write_index
     from hasten.drafters.corpus_texts import find_files, tokenised
-    from hasten.drafters.store import vocabulary_fingerprint
     from hasten.models.loading import load_tokenizer
+    from hasten.models.vocabulary import vocabulary_fingerprint
 
     start = time.perf_counter()
     found = find_files(files)

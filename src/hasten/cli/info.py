@@ -14,6 +14,7 @@ from hasten.cli import options
 
 if TYPE_CHECKING:
     from hasten.bench.models import OpenModel
+    from hasten.models.draft_lm import DraftLM
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
 
@@ -34,12 +35,16 @@ def info(
     dtype: options.Dtype = "auto",
     device: options.Device = None,
     forward: options.ForwardName = "auto",
+    draft: options.Draft = None,
+    draft_device: options.DraftDevice = None,
+    draft_vocab: options.DraftVocab = None,
 ) -> None:
     """What was found out about a model on this machine, and what was chosen why."""
     from hasten.bench.models import open_model, shape_sentence
 
     options.quiet_loading()
-    opened = open_model(model, dtype=dtype, device=device, forward=forward, shape=shape)
+    choice = options.DraftChoice(draft, draft_device, draft_vocab)
+    opened = open_model(model, dtype=dtype, device=device, forward=forward, shape=shape, **choice.arguments())
     facts = _facts(opened)
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
@@ -49,9 +54,9 @@ def info(
 
 def systems(as_json: AsJson = False) -> None:
     """Every implemented method: its paper, its guarantee, its module."""
-    from hasten import drafters, models, policies
+    from hasten import drafters, models, policies, verify
 
-    all_systems = (*drafters.SYSTEMS, *policies.SYSTEMS, *models.SYSTEMS)
+    all_systems = (*drafters.SYSTEMS, *policies.SYSTEMS, *models.SYSTEMS, *verify.SYSTEMS)
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(system) for system in all_systems], indent=2))
         return
@@ -84,6 +89,39 @@ def _facts(opened: OpenModel) -> dict[str, Any]:
         "forward": {"chosen": opened.forward, "reason": opened.reason},
         "cost_ms": {str(rows): round(spent, 4) for rows, spent in cost.items()},
         "cost_ratio": {str(rows): round(spent / cost[1], 4) for rows, spent in cost.items()},
+        "draft": _draft_facts(opened.language_model.resources.draft),
+    }
+
+
+def _draft_facts(draft: DraftLM | None) -> dict[str, Any] | None:
+    if draft is None:
+        return None
+    passes = {number: draft.at_exit(number).model.measure_cost(rows=(1,)) for number in draft.exits}
+    return {
+        "model": draft.name,
+        "same_tokenizer": draft.vocabulary.is_same,
+        "shared_tokens": draft.vocabulary.num_shared,
+        "proposable_tokens": draft.num_proposable,
+        "dtype": str(draft.model.dtype).removeprefix("torch."),
+        "device": str(draft.model.device),
+        "weight_bytes": draft.model.num_bytes(),
+        "exits": list(draft.exits),
+        "pass_ms": {str(number): round(cost[1], 4) for number, cost in passes.items()},
+    }
+
+
+def _draft_rows(facts: dict[str, Any]) -> dict[str, str]:
+    draft = facts["draft"]
+    if draft is None:
+        return {}
+    tokenizer = "the same tokenizer" if draft["same_tokenizer"] else "another tokenizer"
+    shared = f"{draft['shared_tokens']:,} of {facts['vocabulary']:,} tokens shared"
+    costs = ", ".join(f"{spent:.2f} ms after {number}" for number, spent in draft["pass_ms"].items())
+    return {
+        "draft": f"{draft['model']}, {draft['dtype']} on {draft['device']}, "
+        f"{draft['weight_bytes'] / 2**20:.1f} MiB",
+        "draft tokens": f"{tokenizer}, {shared}, {draft['proposable_tokens']:,} of them may be proposed",
+        "draft pass": f"{costs} layers",
     }
 
 
@@ -101,6 +139,7 @@ def _print_facts(facts: dict[str, Any], note: str) -> None:
         "probe": f"{probe['mode']}: {_MODES[probe['mode']]} (logits agree within {probe['noise']:.2g})",
         **{f"not {mode}": reason for mode, reason in probe["rejected"].items()},
         "forward": f"{forward['chosen']}: {forward['reason']}",
+        **_draft_rows(facts),
     }
     for name, value in rows.items():
         table.add_row(name, value)

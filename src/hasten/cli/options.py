@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -58,6 +59,50 @@ Store = Annotated[
 Index = Annotated[
     Path | None, typer.Option(help="A corpus index of `hasten index`, for the drafters rest and rasd.")
 ]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL", help="A smaller model that guesses for this one; auto uses it besides the others."
+    ),
+]
+DraftDevice = Annotated[str | None, typer.Option(help="Where it runs. Default: where the model does.")]
+DraftVocab = Annotated[
+    Path | None,
+    typer.Option(help="The tokens it may propose: a file of `hasten train trim`. Default: its own, if any."),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class DraftChoice:
+    """A draft model as it is named on the command line.
+
+    Raises ConfigError for options of a draft model that is not there.
+    """
+
+    model: str | None = None
+    device: str | None = None
+    vocab: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.model is None and (self.device is not None or self.vocab is not None):
+            raise ConfigError(
+                "--draft-device and --draft-vocab go with a draft model; give --draft MODEL too"
+            )
+
+    def require_use(self, *drafters: str) -> None:
+        """Raises ConfigError where none of these drafters would ask the draft model."""
+        from hasten.drafters import DRAFT, parts_of
+
+        parts = {part for drafter in drafters for part in parts_of(drafter, has_draft=True)}
+        if self.model is not None and not any(part.startswith(DRAFT) for part in parts):
+            raise ConfigError(
+                f"drafter={','.join(drafters)!r} does not use a draft model; with --draft choose auto, draft "
+                "or several with +"
+            )
+
+    def arguments(self) -> dict[str, Any]:
+        """As ``hasten.load`` takes them."""
+        return {"draft": self.model, "draft_device": self.device, "draft_vocab": self.vocab}
 
 
 def load_model(
@@ -69,22 +114,30 @@ def load_model(
     drafter: str,
     store: Path | None,
     index: Path | None,
+    draft: DraftChoice,
 ) -> LanguageModel:
     """As ``hasten.load``; a store is loaded only if the file is there already.
 
-    Raises ConfigError also for an index that the drafter would not look into.
+    Raises ConfigError also for an index or a draft model that the drafter would not use.
     """
     import hasten
 
-    if index is not None and not {"rest", "rasd"}.intersection(drafter.split("+")):
+    if index is not None and not {"rest", "rasd", "draft-rasd"}.intersection(drafter.split("+")):
         raise ConfigError(
             f"drafter={drafter!r} does not use an index; with --index choose rest, rasd, or several with +"
         )
-
+    draft.require_use(drafter)
     quiet_loading()
     known = store if store is not None and store.exists() else None
     return hasten.load(
-        model, dtype=dtype, device=device, forward=forward, drafter=drafter, store=known, index=index
+        model,
+        dtype=dtype,
+        device=device,
+        forward=forward,
+        drafter=drafter,
+        store=known,
+        index=index,
+        **draft.arguments(),
     )
 
 

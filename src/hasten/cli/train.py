@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from hasten.errors import ConfigError
 
 train_app = typer.Typer(no_args_is_help=True)
 
@@ -27,6 +38,11 @@ def train_lm(
     batch_size: Annotated[int | None, typer.Option(help="Default: the recipe's.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="A folder or bundled model to take it from.")] = None,
+    start_from: Annotated[str | None, typer.Option(help="A folder or bundled model to cut.")] = None,
+    distill_from: Annotated[str | None, typer.Option(help="A folder or bundled model to learn from.")] = None,
+    teacher_text: Annotated[
+        int | None, typer.Option(help="Tokens that the model to learn from writes first, to train on.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Default: the recipe's.")] = None,
     resume: Annotated[
         bool, typer.Option(help="Go on from the last checkpoint in the output folder.")
@@ -45,6 +61,9 @@ def train_lm(
         batch_size=batch_size,
         precision=precision,
         tokenizer=tokenizer,
+        start_from=start_from,
+        distill_from=distill_from,
+        teacher_text_tokens=teacher_text,
         seed=seed,
         resume=resume or None,
     )
@@ -56,13 +75,60 @@ def train_lm(
         TimeRemainingColumn(),
     )
     with Progress(*columns) as bar:
-        task = bar.add_task("train", total=config.steps, numbers="reading the text")
+        task = bar.add_task("train", total=config.steps, numbers="preparing the text")
 
         def show(step: int, num_steps: int, metrics: dict[str, float]) -> None:
             bar.update(task, completed=step, total=num_steps, numbers=_numbers(metrics))
 
         folder = train_language_model(config, show)
     typer.echo(f"the model is in {folder}; try: hasten generate {folder} -p 'Once upon a time'")
+
+
+@train_app.command("trim")
+def train_trim(
+    draft: Annotated[
+        str, typer.Argument(help="The draft model: a bundled name, a local folder or a hub id.")
+    ],
+    *,
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            help='Text files, .jsonl files with a "text" in every line (as `hasten generate --json` writes '
+            "them; best are texts of the target), or folders. Repeatable."
+        ),
+    ],
+    keep: Annotated[int, typer.Option(help="How many tokens the draft may still propose.")] = 2048,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Default: vocab_trim.safetensors in the draft's folder."
+        ),
+    ] = None,
+) -> None:
+    """Choose the tokens that a draft model's head keeps: a smaller head is a faster draft."""
+    from hasten.cli.options import quiet_loading
+    from hasten.models.loading import load_tokenizer
+    from hasten.models.trimmed_vocabulary import TRIM_FILE
+    from hasten.training.trim import trim_vocabulary
+
+    if output is None and not Path(draft).expanduser().is_dir():
+        raise ConfigError(f"{draft!r} is no local folder to put {TRIM_FILE} into; give --output FILE")
+    place = output or Path(draft).expanduser() / TRIM_FILE
+    quiet_loading()
+    columns = (TextColumn("counting"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("counting", total=None)
+        made = trim_vocabulary(
+            load_tokenizer(draft),
+            data,
+            keep,
+            place,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    typer.echo(
+        f"{place}: {len(made.kept_ids):,} tokens, {made.coverage:.2%} of the {made.num_tokens:,} in the texts"
+    )
+    typer.echo(f"try: --draft {shlex.quote(draft)} --draft-vocab {shlex.quote(str(place))}")
 
 
 def _numbers(metrics: dict[str, float]) -> str:

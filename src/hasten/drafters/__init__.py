@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from hasten.core import System
 from hasten.drafters.aded import SYSTEM as ADED_SYSTEM, Aded
@@ -17,7 +18,9 @@ from hasten.drafters.copying import (
     Llma,
     PromptLookup,
 )
+from hasten.drafters.continued import Continued
 from hasten.drafters.corpus_index import CorpusIndex
+from hasten.drafters.draft_model import SYSTEM as DRAFT_SYSTEM, Arm, DraftModel
 from hasten.drafters.jacobi import SYSTEM as JACOBI_SYSTEM, Jacobi
 from hasten.drafters.lookahead import SYSTEM as LOOKAHEAD_SYSTEM, Lookahead
 from hasten.drafters.mask_tokens import LUD_SYSTEM, SPACE_SYSTEM, MaskTokens, default_mask_token
@@ -28,7 +31,34 @@ from hasten.drafters.suffix import SAM_SYSTEM, SUFFIX_SYSTEM, SuffixDrafter
 from hasten.drafters.superposed import SYSTEM as SUPERPOSED_SYSTEM, Superposed
 from hasten.drafters.token_recycling import SYSTEM as TOKEN_RECYCLING_SYSTEM, TokenRecycling
 from hasten.drafters.tokenswift import SYSTEM as TOKENSWIFT_SYSTEM, TokenSwift
+from hasten.drafters.trees import (
+    SYSTEMS as TREE_SYSTEMS,
+    DySpec,
+    DySpecThreshold,
+    MultiCandidate,
+    RsdBeams,
+    RsdConstant,
+    SpecTr,
+)
+from hasten.drafters.trees.adaptive import Adaptive
+from hasten.drafters.trees.chain import Chain
+from hasten.drafters.trees.eagle import Eagle
+from hasten.drafters.trees.growing import TreeShape
+from hasten.drafters.trees.sequoia import Sequoia
 from hasten.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hasten.models.draft_lm import DraftLM
+
+
+def draft_of(given: Resources) -> DraftLM:
+    """The draft model that a drafter was given. Raises ConfigError where there is none."""
+    if given.draft is None:
+        raise ConfigError(
+            'drafters whose name starts with "draft" need a draft model: give draft=MODEL / --draft MODEL, '
+            "as demo-draft for demo"
+        )
+    return given.draft
 
 
 def _index_of(given: Resources) -> CorpusIndex:
@@ -38,6 +68,29 @@ def _index_of(given: Resources) -> CorpusIndex:
             "--index STORE"
         )
     return given.index
+
+
+DRAFT = "draft"
+"""What "auto" adds where a draft model is given; other drafters that need one have names that begin so."""
+
+
+def _drafts(name: str, *shapes: Callable[[], TreeShape]) -> Callable[[Resources], Drafter]:
+    """A drafter from a draft model: its exits with these shapes."""
+
+    def make(given: Resources) -> DraftModel:
+        draft = draft_of(given)
+        device = None if given.target is None else given.target.device
+        arms = [Arm(draft.at_exit(num_layers), shape()) for shape in shapes for num_layers in draft.exits]
+        return DraftModel(arms, name, target_device=device)
+
+    return make
+
+
+def _continued(given: Resources) -> Drafter:
+    name = "draft-copyspec"
+    first = _drafts(name, Adaptive)(given)
+    assert isinstance(first, DraftModel)
+    return Continued(first, CopySpec(), name)
 
 
 DRAFTERS: dict[str, Callable[[Resources], Drafter]] = {
@@ -59,6 +112,20 @@ DRAFTERS: dict[str, Callable[[Resources], Drafter]] = {
     "jacobi": lambda given: Jacobi(),
     "tokenswift": lambda given: TokenSwift(given.target),
     "superposed": lambda given: Superposed(given.target),
+    DRAFT: _drafts(DRAFT, Adaptive),
+    "draft-chain": _drafts("draft-chain", Chain),
+    "draft-confident": _drafts("draft-confident", lambda: Chain(length=20, confidence=0.3)),
+    "draft-multi-candidate": _drafts("draft-multi-candidate", MultiCandidate),
+    "draft-spectr": _drafts("draft-spectr", SpecTr),
+    "draft-rsd-c": _drafts("draft-rsd-c", RsdConstant),
+    "draft-rsd-s": _drafts("draft-rsd-s", RsdBeams),
+    "draft-dyspec": _drafts("draft-dyspec", DySpec),
+    "draft-dyspec-threshold": _drafts("draft-dyspec-threshold", DySpecThreshold),
+    "draft-sequoia": _drafts("draft-sequoia", Sequoia),
+    "draft-eagle": _drafts("draft-eagle", Eagle),
+    "draft-fastest": _drafts("draft-fastest", Adaptive, Chain, RsdBeams, Eagle),
+    "draft-copyspec": _continued,
+    "draft-rasd": lambda given: Rasd(given.index, _drafts("rasd", Adaptive)(given)),
 }
 """name -> constructor, given what a drafter may be built from"""
 
@@ -83,7 +150,18 @@ SYSTEMS: tuple[System, ...] = (
     JACOBI_SYSTEM,
     TOKENSWIFT_SYSTEM,
     SUPERPOSED_SYSTEM,
+    DRAFT_SYSTEM,
+    *TREE_SYSTEMS,
 )
+
+
+def parts_of(name: str, *, has_draft: bool) -> tuple[str, ...]:
+    """The systems that a drafter's name stands for."""
+    if name == "off":
+        return ()
+    if name == "auto":
+        return (*AUTO, DRAFT) if has_draft else AUTO
+    return tuple(name.split("+"))
 
 
 def make_drafter(name: str, given: Resources) -> Drafter:
@@ -93,17 +171,20 @@ def make_drafter(name: str, given: Resources) -> Drafter:
     """
     if name == "off":
         return NoDrafter()
-    parts = AUTO if name == "auto" else tuple(name.split("+"))
+    parts = parts_of(name, has_draft=given.draft is not None)
     unknown = sorted(set(parts) - set(DRAFTERS))
     if unknown or len(set(parts)) < len(parts):
         raise ConfigError(
             f"drafter={name!r} is unknown; choose auto, off, {', '.join(sorted(DRAFTERS))}, or several with +"
         )
-    return CombinedDrafter([DRAFTERS[part](given) for part in parts], name)
+    # A model comes first: a union keeps the laws of what its first source sampled.
+    ordered = sorted(parts, key=lambda part: not part.startswith(DRAFT))
+    return CombinedDrafter([DRAFTERS[part](given) for part in ordered], name)
 
 
 __all__ = [
     "AUTO",
+    "DRAFT",
     "DRAFTERS",
     "SYSTEMS",
     "CombinedDrafter",
@@ -111,5 +192,7 @@ __all__ = [
     "NoDrafter",
     "Observation",
     "Resources",
+    "draft_of",
     "make_drafter",
+    "parts_of",
 ]

@@ -14,12 +14,11 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hasten.core import Sequence, System, TopCandidates
-from hasten.drafters.base import Observation
+from hasten.drafters.base import Forgetful, Observation
 from hasten.drafters.copying import match_reliability
-from hasten.errors import ConfigError, StoreError
+from hasten.errors import ConfigError
 from hasten.tree import DraftTree
 
 SYSTEM = System(
@@ -83,7 +82,7 @@ class _Source:
                 return
 
 
-class AggressiveDecoding:
+class AggressiveDecoding(Forgetful):
     """A chain of source tokens.
 
     Args:
@@ -124,11 +123,3 @@ class AggressiveDecoding:
 
     def end(self, sequence: Sequence) -> None:
         self._sources.pop(sequence, None)
-
-    def state(self) -> dict[str, NDArray[np.generic]]:
-        """Nothing outlives a sequence."""
-        return {}
-
-    def restore(self, state: dict[str, NDArray[np.generic]]) -> None:
-        if state:
-            raise StoreError(f"{self.name} keeps nothing between requests, found {sorted(state)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.core import Acceptance, Sequence, TopCandidates
+from hasten.errors import StoreError
 from hasten.tree import DraftTree
 
 if TYPE_CHECKING:
@@ -16,9 +18,18 @@ if TYPE_CHECKING:
 
     from hasten.drafters.corpus_index import CorpusIndex
     from hasten.models.causal_lm import CausalLM
+    from hasten.models.draft_lm import DraftLM
     from hasten.models.session import Session
 
-__all__ = ["Drafter", "FusedDrafter", "Observation", "Resources", "SelfDrafter", "TopCandidates"]
+__all__ = [
+    "Drafter",
+    "Forgetful",
+    "FusedDrafter",
+    "Observation",
+    "Resources",
+    "SelfDrafter",
+    "TopCandidates",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +37,14 @@ class Resources:
     """What a drafter may be built from.
 
     ``target`` is the model whose text is drafted; only drafters that run it themselves need it. ``index`` is
-    a corpus index (``hasten index``), made with the target's tokenizer.
+    a corpus index (``hasten index``), made with the target's tokenizer. ``draft`` is a smaller model that
+    guesses in the target's tokens.
     """
 
     vocab_size: int
     target: CausalLM | None = None
     index: CorpusIndex | None = None
+    draft: DraftLM | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +97,32 @@ class Drafter(Protocol):
 
     def restore(self, state: dict[str, NDArray[np.generic]]) -> None:
         """Take over a saved state. Raises StoreError if it does not fit."""
+        ...
+
+
+class Forgetful:
+    """A drafter of which nothing outlives requests: its store is empty, and no other fits."""
+
+    name: str
+
+    def state(self) -> dict[str, NDArray[np.generic]]:
+        return {}
+
+    def restore(self, state: dict[str, NDArray[np.generic]]) -> None:
+        if state:
+            raise StoreError(f"{self.name} keeps nothing between requests, found {sorted(state)}")
+
+
+@runtime_checkable
+class BatchDrafter(Drafter, Protocol):
+    """A drafter that drafts for the sequences of a batch side by side."""
+
+    def propose_all(self, sequences: list[Sequence], budget: int) -> list[DraftTree]:
+        """As ``propose``, a tree for each sequence."""
+        ...
+
+    def while_verifying(self, sequences: list[Sequence]) -> AbstractContextManager[None]:
+        """Entered around the target's pass: a drafter may work in that time."""
         ...
 
 

@@ -8,7 +8,8 @@ only the nodes that made it into the tree, so that calibration costs nothing and
 
 from __future__ import annotations
 
-from collections.abc import Sequence as AbstractSequence
+from collections.abc import Iterator, Sequence as AbstractSequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,10 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.core import Sequence
-from hasten.drafters.base import Drafter, FusedDrafter, Observation, SelfDrafter, TopCandidates
+from hasten.core import SAMPLED, Sequence
+from hasten.drafters.base import BatchDrafter, Drafter, FusedDrafter, Observation, SelfDrafter, TopCandidates
 from hasten.errors import ConfigError, StoreError
-from hasten.tree import DraftTree
+from hasten.tree import DraftTree, with_chosen_laws
 
 if TYPE_CHECKING:
     from hasten.models.session import Session
@@ -83,7 +84,26 @@ class CombinedDrafter:
 
     def propose(self, sequence: Sequence, budget: int) -> DraftTree:
         """Nodes come best first; scores are calibrated probabilities of the whole path."""
-        trees = [drafter.propose(sequence, budget) for drafter in self.drafters]
+        return self.propose_all([sequence], budget)[0]
+
+    def propose_all(self, sequences: list[Sequence], budget: int) -> list[DraftTree]:
+        """As ``propose``, a tree for each sequence.
+
+        A tree that the first source sampled is kept whole and in its order, as the rules that weigh its laws
+        demand; what others proposed follows, best first, in a third of the nodes that is left to them.
+        """
+        is_sampled = len(self.drafters) > 1 and any(each.proposals in SAMPLED for each in sequences)
+        first_budget = budget - budget // 3 if is_sampled else budget
+        by_source = [
+            _proposals_of(drafter, sequences, budget if index else first_budget)
+            for index, drafter in enumerate(self.drafters)
+        ]
+        return [
+            self._union(sequence, list(trees), budget)
+            for sequence, *trees in zip(sequences, *by_source, strict=True)
+        ]
+
+    def _union(self, sequence: Sequence, trees: list[DraftTree], budget: int) -> DraftTree:
         ends = np.cumsum([len(tree) for tree in trees])
         if not ends[-1]:
             self._pools.pop(sequence, None)
@@ -97,14 +117,28 @@ class CombinedDrafter:
             self._by_set,
         )
         self._pools[sequence] = _Pool(token_ids, parents, depths, sets, bins, set_bins)
-        order, new_parents = _select(scores, parents, budget)
         laws = trees[0].draft_probs
-        if laws is not None:
-            # What a union keeps depends on the tokens drawn; without their laws they are weighed exactly too.
-            laws = laws[order] if len(trees) == 1 and len(token_ids) == len(trees[0]) else None
+        num_sampled = 0 if laws is None else len(trees[0])
+        order, new_parents = _select(scores, parents, max(budget, num_sampled), num_sampled)
+        if laws is not None and len(order) > num_sampled:
+            laws = with_chosen_laws(laws, token_ids[order[num_sampled:]])
         return DraftTree(
-            token_ids[order], new_parents, scores[order], sets[order], self._set_names, draft_probs=laws
+            token_ids[order],
+            new_parents,
+            scores[order],
+            sets[order],
+            self._set_names,
+            draft_probs=laws,
+            draws=_with_chosen(trees[0].draws, num_sampled, len(order)),
         )
+
+    @contextmanager
+    def while_verifying(self, sequences: list[Sequence]) -> Iterator[None]:
+        with ExitStack() as stack:
+            for drafter in self.drafters:
+                if isinstance(drafter, BatchDrafter):
+                    stack.enter_context(drafter.while_verifying(sequences))
+            yield
 
     def observe(self, sequence: Sequence, observation: Observation) -> None:
         pool = self._pools.pop(sequence, None)
@@ -161,6 +195,19 @@ class CombinedDrafter:
             raise
         self._by_source = np.array(state["calibration/by_source"], np.float64)
         self._by_set = np.array(state["calibration/by_set"], np.float64)
+
+
+def _proposals_of(drafter: Drafter, sequences: list[Sequence], budget: int) -> list[DraftTree]:
+    if isinstance(drafter, BatchDrafter):
+        return drafter.propose_all(sequences, budget)
+    return [drafter.propose(sequence, budget) for sequence in sequences]
+
+
+def _with_chosen(
+    draws: NDArray[np.int64] | None, num_sampled: int, num_nodes: int
+) -> NDArray[np.int64] | None:
+    """The order of drawing, where chosen nodes come after the sampled ones."""
+    return None if draws is None else np.concatenate((draws, np.arange(num_sampled, num_nodes)))
 
 
 def _is_calibration(counts: NDArray[np.generic]) -> bool:
@@ -245,9 +292,15 @@ def _merge(all_tokens, all_parents, all_scores, ends, by_source, by_set):  # typ
 
 
 @numba.njit(cache=True)
-def _select(scores, parents, budget):  # type: ignore[no-untyped-def]
-    """The best nodes, best first, and their parents in that order; closed, as children score lower."""
-    order = np.argsort(-scores, kind="mergesort")[:budget]
+def _select(scores, parents, budget, num_fixed):  # type: ignore[no-untyped-def]
+    """The first ``num_fixed`` nodes as they are, then the best, and their parents in that order.
+
+    Closed, as children score lower and the fixed nodes hold their own ancestors.
+    """
+    ranks = -scores
+    for node in range(num_fixed):
+        ranks[node] = np.float32(node - num_fixed - 1)  # probabilities stop at -1
+    order = np.argsort(ranks, kind="mergesort")[:budget]
     place = np.full(len(scores), -1, np.int64)
     new_parents = np.empty(len(order), np.int64)
     for i in range(len(order)):

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.core import Sequence, System, TopCandidates
-from hasten.drafters.base import Observation
-from hasten.errors import ConfigError, StoreError
+from hasten.drafters.base import Forgetful, Observation
+from hasten.errors import ConfigError
 from hasten.tree import DraftTree
 
 PROMPT_LOOKUP_SYSTEM = System(
@@ -90,10 +90,9 @@ class _NgramIndex:
         return self._next_position.get(tuple(token_ids[-self.size :]))
 
 
-class _Copier:
+class _Copier(Forgetful):
     """What these drafters share: they differ in the n-gram sizes they try, best first, and in where."""
 
-    name: str
     top_k = 0
 
     def __init__(
@@ -119,11 +118,16 @@ class _Copier:
         self._update(sequence)
 
     def propose(self, sequence: Sequence, budget: int) -> DraftTree:
+        return self.propose_after(sequence, [], budget)
+
+    def propose_after(self, sequence: Sequence, path: list[int], budget: int) -> DraftTree:
+        """As ``propose``, for what would follow if ``path`` were written."""
         token_ids = sequence.token_ids
+        matched = token_ids[-max(self._sizes) :] + path if path else token_ids
         end = sequence.prompt_length if self._prompt_only else len(token_ids)
         num_tokens = max(min(budget, self._num_tokens), 0)
         for index in self._indexes[sequence]:
-            position = index.find(token_ids)
+            position = index.find(matched)
             if position is not None:
                 copied = token_ids[position : min(position + num_tokens, end)]
                 scores = self._scores[index.size][: len(copied)]
@@ -136,14 +140,6 @@ class _Copier:
 
     def end(self, sequence: Sequence) -> None:
         self._indexes.pop(sequence, None)
-
-    def state(self) -> dict[str, NDArray[np.generic]]:
-        """Nothing outlives a sequence."""
-        return {}
-
-    def restore(self, state: dict[str, NDArray[np.generic]]) -> None:
-        if state:
-            raise StoreError(f"{self.name} keeps nothing between requests, found {sorted(state)}")
 
     def _update(self, sequence: Sequence) -> None:
         for index in self._indexes[sequence]:

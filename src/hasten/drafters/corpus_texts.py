@@ -67,11 +67,13 @@ def tokenised(
 ) -> Iterator[NDArray[np.int32]]:
     """The documents: a file, or of a .jsonl file the "text" of each line. Special tokens are not added.
 
-    on_progress: called with (bytes read, bytes of all files).
+    on_progress: called with (bytes tokenised, bytes of all files).
 
-    Raises ConfigError, naming file and line, for text that is not UTF-8 and lines without a "text" string.
+    Raises ConfigError, naming file and line, for text that is not UTF-8 and lines without a "text" string,
+    before anything is tokenised.
     """
     files = list(files)
+    _check(files)
     total = sum(file.stat().st_size for file in files)
     parts: list[NDArray[np.int32]] = []
     for batch, num_bytes in _batches(files):
@@ -82,6 +84,13 @@ def tokenised(
                 parts.clear()
         if on_progress:
             on_progress(num_bytes, total)
+
+
+def _check(files: list[Path]) -> None:
+    """Reading is quick, and the tokens of all files before a bad one would be lost with it."""
+    for file in files:
+        for _ in _pieces(file):
+            pass
 
 
 def _batches(files: list[Path]) -> Iterator[tuple[list[_Piece], int]]:
@@ -127,12 +136,14 @@ def _lines(file: Path) -> Iterator[_Piece]:
                 record = json.loads(line)
             except ValueError as problem:
                 raise ConfigError(
-                    f"{file}:{number} is not JSON ({problem}); give one object a line"
+                    f'{file}:{number} is not JSON ({problem}); write every line as {{"text": "..."}}, or '
+                    "leave the file out"
                 ) from problem
             text = record.get("text") if isinstance(record, dict) else None
             if not isinstance(text, str):
                 raise ConfigError(
-                    f'{file}:{number} has no "text" string; give objects such as {{"text": "..."}}'
+                    f'{file}:{number} has no "text" string; write every line as {{"text": "..."}}, or leave '
+                    "the file out"
                 )
             yield _Piece(text, True, raw.tell())
 

@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.core import LawSampler, Sequence, System, TopCandidates
-from hasten.drafters.base import Observation
-from hasten.errors import ConfigError, StoreError
+from hasten.core import SAMPLED, LawSampler, Sequence, System, TopCandidates
+from hasten.drafters.base import Forgetful, Observation
+from hasten.errors import ConfigError
 from hasten.tree import ROOT, DraftTree
-from hasten.verify.residual import draw, normalised
+from hasten.verify.laws import draw, normalised
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +70,7 @@ class _Window:
     num_steps: int = 0
 
 
-class Jacobi:
+class Jacobi(Forgetful):
     """A chain of guesses.
 
     Args:
@@ -144,19 +144,11 @@ class Jacobi:
     def end(self, sequence: Sequence) -> None:
         self._windows.pop(sequence, None)
 
-    def state(self) -> dict[str, NDArray[np.generic]]:
-        """Nothing outlives a sequence."""
-        return {}
-
-    def restore(self, state: dict[str, NDArray[np.generic]]) -> None:
-        if state:
-            raise StoreError(f"{self.name} keeps nothing between requests, found {sorted(state)}")
-
 
 def _guess(sequence: Sequence, logits: torch.Tensor, position: int, before: _Place, num_steps: int) -> _Place:
     """What the logits [vocab] say of a position."""
     sampler = sequence.sampler
-    if sequence.guarantee != "distribution" or not isinstance(sampler, LawSampler):
+    if sequence.proposals not in SAMPLED or not isinstance(sampler, LawSampler):
         token_id = sampler.guess(logits, position)
         age = before.age + 1 if token_id == before.token_id else 0
         return _Place(token_id, TRUSTS[min(age, len(TRUSTS) - 1)], age)

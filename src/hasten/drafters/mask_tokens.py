@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.core import Sequence, System, TopCandidates
-from hasten.drafters.base import Observation
-from hasten.errors import ConfigError, StoreError
+from hasten.drafters.base import Forgetful, Observation
+from hasten.errors import ConfigError
 from hasten.sampling import top_candidates
 from hasten.tree import ROOT, DraftTree
 
@@ -69,7 +69,7 @@ class _Text:
     """of the pass under way, if it takes the masks"""
 
 
-class MaskTokens:
+class MaskTokens(Forgetful):
     """Drafts what the rows of mask tokens predict.
 
     Args:
@@ -170,14 +170,6 @@ class MaskTokens:
 
     def end(self, sequence: Sequence) -> None:
         self._texts.pop(sequence, None)
-
-    def state(self) -> dict[str, NDArray[np.generic]]:
-        """Nothing outlives a sequence."""
-        return {}
-
-    def restore(self, state: dict[str, NDArray[np.generic]]) -> None:
-        if state:
-            raise StoreError(f"{self.name} keeps nothing between requests, found {sorted(state)}")
 
 
 def default_mask_token(target: CausalLM | None) -> int | None:

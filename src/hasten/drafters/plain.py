@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
 from hasten.core import Sequence
-from hasten.drafters.base import Observation, TopCandidates
-from hasten.errors import StoreError
+from hasten.drafters.base import Forgetful, Observation, TopCandidates
 from hasten.tree import DraftTree
 
 
-class NoDrafter:
+class NoDrafter(Forgetful):
     """Proposes nothing and learns nothing."""
 
     name = "off"
@@ -28,10 +24,3 @@ class NoDrafter:
 
     def end(self, sequence: Sequence) -> None:
         """Nothing to forget."""
-
-    def state(self) -> dict[str, NDArray[np.generic]]:
-        return {}
-
-    def restore(self, state: dict[str, NDArray[np.generic]]) -> None:
-        if state:
-            raise StoreError(f"plain decoding learns nothing, but the store holds {sorted(state)}")

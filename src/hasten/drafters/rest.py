@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.core import Sequence, System, TopCandidates
-from hasten.drafters.base import Observation
+from hasten.drafters.base import Forgetful, Observation
 from hasten.drafters.copying import FULL_MATCH, match_reliability
 from hasten.drafters.corpus_index import CorpusIndex
 from hasten.drafters.suffix_array import DEPTH
-from hasten.errors import ConfigError, StoreError
+from hasten.errors import ConfigError
 from hasten.tree import DraftTree
 
 SYSTEM = System(
@@ -112,7 +112,7 @@ def _best_prefixes(
     return tokens[chosen[order]], new_parents, scores[order].astype(np.float32)
 
 
-class Rest:
+class Rest(Forgetful):
     """Retrieval from one corpus.
 
     Args:
@@ -165,15 +165,7 @@ class Rest:
         return DraftTree(token_ids, parents, scores, source_names=(self.name,))
 
     def observe(self, sequence: Sequence, observation: Observation) -> None:
-        """Nothing to learn: the corpus stays as it is."""
+        """Nothing to learn: the corpus is a store of its own, and stays as it is."""
 
     def end(self, sequence: Sequence) -> None:
         """Nothing belongs to one sequence."""
-
-    def state(self) -> dict[str, NDArray[np.generic]]:
-        """Nothing is learnt; the corpus is a store of its own."""
-        return {}
-
-    def restore(self, state: dict[str, NDArray[np.generic]]) -> None:
-        if state:
-            raise StoreError(f"{self.name} keeps nothing between requests, found {sorted(state)}")

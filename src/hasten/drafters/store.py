@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -16,14 +14,6 @@ from hasten.drafters.base import Drafter
 from hasten.errors import IncompatibleModels, StoreError
 
 _FORMAT = "hasten-store-1"
-
-
-def vocabulary_fingerprint(tokenizer: Any, vocab_size: int) -> str:
-    """Identifies a tokenizer's vocabulary, or without a tokenizer the range of token ids."""
-    if tokenizer is None:
-        return f"token-ids-{vocab_size}"
-    pairs = sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1])
-    return hashlib.sha256(repr(pairs).encode()).hexdigest()[:16]
 
 
 def save_store(path: str | os.PathLike[str], drafter: Drafter, fingerprint: str) -> None:

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from hasten.core import Sequence, System, TopCandidates
-from hasten.drafters.base import Observation
-from hasten.errors import ConfigError, StoreError
+from hasten.drafters.base import Forgetful, Observation
+from hasten.errors import ConfigError
 from hasten.tree import DraftTree
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ SYSTEM = System(
 )
 
 
-class Superposed:
+class Superposed(Forgetful):
     """Trees of superposed drafts.
 
     Args:
@@ -47,7 +47,7 @@ class Superposed:
         depth: passes of the source a step.
         num_kept: the likeliest tokens of a pass that drafts may go on with.
         ngrams: tables that tell drafts apart; they learn every prompt and text this drafter sees. Without
-            any, drafts differ by the model's law alone.
+            any, drafts differ by the model's law alone. They outlive requests, but belong to the caller.
         alpha: weight of the tables' law.
 
     ``why_no_drafts`` says what keeps the source from drafting; nothing is proposed then.
@@ -131,14 +131,6 @@ class Superposed:
 
     def end(self, sequence: Sequence) -> None:
         self._texts.pop(sequence, None)
-
-    def state(self) -> dict[str, NDArray[np.generic]]:
-        """Nothing outlives a sequence but the n-gram tables, which belong to the caller."""
-        return {}
-
-    def restore(self, state: dict[str, NDArray[np.generic]]) -> None:
-        if state:
-            raise StoreError(f"{self.name} keeps nothing between requests, found {sorted(state)}")
 
 
 def _path_probs(tree: DraftTree, logits: list[torch.Tensor], guesses: list[int]) -> NDArray[np.float32]:

@@ -17,14 +17,11 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from hasten.core import Sequence, System, TopCandidates
-from hasten.drafters.base import Observation
+from hasten.drafters.base import Forgetful, Observation
 from hasten.drafters.ngram_pool import Continuation, NgramPool
 from hasten.drafters.superposed import best_nodes
-from hasten.errors import ConfigError, StoreError
+from hasten.errors import ConfigError
 from hasten.sampling import top_candidates
 from hasten.tree import ROOT, DraftTree
 
@@ -85,7 +82,7 @@ class _Trie:
         return node
 
 
-class TokenSwift:
+class TokenSwift(Forgetful):
     """Self-drafts of long texts, and n-grams.
 
     Args:
@@ -227,14 +224,6 @@ class TokenSwift:
 
     def end(self, sequence: Sequence) -> None:
         self._texts.pop(sequence, None)
-
-    def state(self) -> dict[str, NDArray[np.generic]]:
-        """Nothing outlives a sequence."""
-        return {}
-
-    def restore(self, state: dict[str, NDArray[np.generic]]) -> None:
-        if state:
-            raise StoreError(f"{self.name} keeps nothing between requests, found {sorted(state)}")
 
 
 def _candidates(guess: int, logits: torch.Tensor) -> list[Candidate]:

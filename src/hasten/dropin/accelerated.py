@@ -198,13 +198,24 @@ class Accelerated:
             }
         )
         refuse_model(self._target, self._holder)
+        return self._decode(prepared, kwargs, tokenizer, drafter, num_draft_tokens)
+
+    def _decode(
+        self,
+        prepared: dict[str, Any],
+        kwargs: dict[str, Any],
+        tokenizer: Any,
+        drafter: DrafterChoice,
+        num_draft_tokens: int | None,
+    ) -> Any:
+        """The original `generate`, and hasten's decoding in it."""
         with self._lock:
             stop_strings = self._take_stop_strings(prepared, kwargs, tokenizer)
             decoding = Decoding(
                 self.language_model,
                 drafter,
                 self._num_draft_tokens if num_draft_tokens is None else num_draft_tokens,
-                streamer=streamer,
+                streamer=prepared.get("streamer"),
                 stop_strings=stop_strings,
                 tokenizer=self._options["tokenizer"] if tokenizer is None else tokenizer,
             )

@@ -156,14 +156,18 @@ class Row:
 
     def guess(self, logits: torch.Tensor, position: int) -> int:
         """See TokenSampler."""
+        return int(self.noisy(logits, position).argmax())
+
+    def noisy(self, logits: torch.Tensor, position: int) -> torch.Tensor:
+        """See TokenSampler."""
         seed = self._prepared.seed
         if seed is None:
-            return int(logits.argmax())
+            return logits.float()
         scores = logits[None].to(self._text.device, torch.float32, copy=True)
         for process in self._processors:
             if type(process) in _WARPERS:
                 scores = process(self._text[:, : self._length], scores)
-        return int((scores[0] + self._noise(seed, position, scores)).argmax())
+        return scores[0] + self._noise(seed, position, scores)
 
     def _noise(self, seed: int, position: int, scores: torch.Tensor) -> torch.Tensor:
         noise = gumbel_noise(seed, self.index, position, scores.shape[1])

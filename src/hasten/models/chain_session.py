@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicLayer
 from hasten.core import Acceptance, TopCandidates
 from hasten.models.forward import PREFILL_CHUNK, Forward, join_candidates
 from hasten.sampling import top_candidates
-from hasten.tree import ROOT, DraftTree
+from hasten.tree import DraftTree
 
 Rollback = Literal["crop", "snapshot", "recompute"]
 
@@ -59,17 +59,15 @@ class ChainSession:
 
 
 def best_chain(tree: DraftTree) -> DraftTree:
-    """The path from the root that follows the best-scored child, the earliest among equals."""
-    best: dict[int, int] = {}
-    for node, parent in enumerate(tree.parents.tolist()):
-        if parent not in best or tree.scores[node] > tree.scores[best[parent]]:
-            best[parent] = node
-    path: list[int] = []
-    node = ROOT
-    while node in best:
-        node = best[node]
-        path.append(node)
-    return tree.select(path, np.arange(-1, len(path) - 1))
+    """The path from the root that follows the best-scored child, the earliest among equals.
+
+    Of a sampled tree, the child drawn first: which of them is kept must not depend on what they are.
+    """
+    drawn_first = DraftTree(tree.token_ids, tree.parents)  # all scores are equal
+    path = (tree if tree.draft_probs is None else drawn_first).likeliest_path()
+    chain = tree.select(path, np.arange(-1, len(path) - 1))
+    chain.draws = None
+    return chain
 
 
 class _Row:

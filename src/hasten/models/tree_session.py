@@ -26,12 +26,14 @@ _DEVICE_TOKENS = 8192
 """Prompt tokens in one pass where launching a pass costs more than padding a little."""
 
 
-class _Block(NamedTuple):
+class Block(NamedTuple):
     """The new tokens of one row in one pass."""
 
     token_ids: NDArray[np.int64]  # [tokens]
     depths: NDArray[np.int64]  # [tokens], from the first position that is not cached
     visible: NDArray[np.bool_]  # [tokens, tokens]
+    earlier: tuple[list[int], list[int]] | None = None
+    """pairs of a token and a cached slot that it sees although that is not committed"""
 
 
 class RowCache(NamedTuple):
@@ -130,7 +132,7 @@ class TreeSession:
             for row, token_ids in zip(rows, tokens, strict=True):
                 first, stop = min(start, row.size), min(start + PREFILL_CHUNK, row.size)
                 depths = row.positions()[first:stop] - first  # later chunks belong to rows of one prompt
-                blocks.append(_Block(token_ids[first:stop], depths, row.visible(first, stop)))
+                blocks.append(Block(token_ids[first:stop], depths, row.visible(first, stop)))
             logits = self._run(blocks, logits_to_keep=0 if top_k else 1)
             for index, block in enumerate(blocks):
                 if top_k and len(block.token_ids):
@@ -143,7 +145,7 @@ class TreeSession:
 
     def forward(self, trees: list[DraftTree]) -> list[torch.Tensor]:
         blocks = [
-            _Block(
+            Block(
                 np.concatenate(([root], tree.token_ids)),
                 np.concatenate(([0], tree.depths())),
                 tree.attention_mask(),
@@ -156,7 +158,7 @@ class TreeSession:
     def keep(self, acceptances: list[Acceptance]) -> None:
         self._commit([np.array([0, *(node + 1 for node in a.path)]) for a in acceptances])
         self._roots = [acceptance.token_ids[-1] for acceptance in acceptances]
-        self._compact_if_worth_it()
+        self._compact_if_worth_it(self._visible, max(self._lengths))
 
     def retain(self, rows: list[int]) -> None:
         self._select(rows)
@@ -197,7 +199,7 @@ class TreeSession:
         """Memory of the cache, holes included."""
         return sum(states.nbytes for pair in self.states() if pair is not None for states in pair)
 
-    def _run(self, blocks: list[_Block], logits_to_keep: int) -> torch.Tensor:
+    def _run(self, blocks: list[Block], logits_to_keep: int) -> torch.Tensor:
         """One pass over a block a row, padded to the longest; logits [batch, tokens, vocab]."""
         batch, width = self._visible.shape
         size = max(len(block.token_ids) for block in blocks)
@@ -211,6 +213,8 @@ class TreeSession:
             positions[row, :count] += block.depths
             visible[row, :count, :width] = self._visible[row]
             visible[row, :count, width : width + count] = block.visible
+            if block.earlier is not None:
+                visible[row][block.earlier] = True
         self._positions = np.concatenate((self._positions, positions), axis=1)
         self._visible = np.concatenate((self._visible, np.zeros((batch, size), np.bool_)), axis=1)
         self._block_start = width
@@ -235,17 +239,18 @@ class TreeSession:
             for layer in self._layers():
                 layer.keys, layer.values = layer.keys[:, :, :width], layer.values[:, :, :width]
 
-    def _compact_if_worth_it(self) -> None:
-        width = max(self._lengths)
-        if self._visible.shape[1] - width <= max(self._max_holes, width // 8):
-            return
-        order = np.argsort(~self._visible, axis=1, kind="stable")[:, :width]  # visible slots first, in order
+    def _compact_if_worth_it(self, used: NDArray[np.bool_], width: int) -> bool:
+        """Close the holes between used slots [batch, slots], at most ``width`` a row; whether it was done."""
+        if used.shape[1] - width <= max(self._max_holes, width // 8):
+            return False
+        order = np.argsort(~used, axis=1, kind="stable")[:, :width]  # used slots first, in order
         index = torch.from_numpy(order).to(self._forward.device)[:, None, :, None]
         for layer in self._layers():
             layer.keys = layer.keys.gather(2, _spread(index, layer.keys))
             layer.values = layer.values.gather(2, _spread(index, layer.values))
         self._positions = np.take_along_axis(self._positions, order, axis=1)
         self._visible = np.take_along_axis(self._visible, order, axis=1)
+        return True
 
     def _layers(self) -> list[Any]:
         return [layer for layer in self._cache.layers if layer.is_initialized]

@@ -63,6 +63,9 @@ class CostPolicy:
     All sequences of a batch get trees of at most the same size, because a pass is as wide as its widest row.
     What is maximised is the harmonic mean of their speeds: the time a token takes, over all sequences alike.
     When drafting has not paid for a while it sleeps, for longer and longer, and wakes up to look again.
+
+    A tree whose tokens were sampled is never cut: what is cut off would depend on what was drawn, and the law of
+    the text with it. How large such trees are made follows what the sizes of earlier ones were worth.
     """
 
     _AWAKE_STEPS = 12
@@ -75,6 +78,7 @@ class CostPolicy:
         self._overhead_ms = 0.0  # moving average of a drafting step's time outside the forward pass
         self._plain_overhead_ms = 0.0
         self._usual_size = float(max_draft_tokens)
+        self._is_sampled = False
         self._gain = 1.5  # moving average of tokens per second over that of plain decoding
         self._num_awake = 0
         # A plain step first where none is known: without its price every draft would seem cheap.
@@ -91,6 +95,8 @@ class CostPolicy:
     def budget(self) -> int:
         if self._num_asleep:
             return 0
+        if self._is_sampled:
+            return int(min(self._max_draft_tokens, 2 + self._usual_size))
         return int(min(self._max_draft_tokens, 8 + 2 * self._usual_size))
 
     def choose(self, trees: list[DraftTree]) -> list[DraftTree]:
@@ -99,6 +105,7 @@ class CostPolicy:
         if self._num_asleep:
             self._num_asleep -= 1
             return trees
+        self._is_sampled = any(tree.draft_probs is not None for tree in trees)
         size, gain = self._best_size(trees)
         self._usual_size += 0.1 * (size - self._usual_size)
         self._gain += 0.15 * (gain - self._gain)
@@ -108,6 +115,9 @@ class CostPolicy:
         elif self._num_awake >= self._AWAKE_STEPS:
             self._nap = min(self._MAX_NAP, max(8, 2 * self._nap))
             self._num_asleep, self._num_awake, self._gain = self._nap, 0, 1.0
+        if self._is_sampled:
+            self._num_planned += max(map(len, trees))
+            return trees
         self._num_planned += min(size, max(map(len, trees)))
         return [tree.head(size) for tree in trees]
 
@@ -142,7 +152,7 @@ class CostPolicy:
         gained = np.zeros((len(trees), largest + 1))
         gained[:, 0] = 1
         for row, tree in enumerate(trees):
-            gained[row, 1 : 1 + len(tree)] = tree.scores[:largest]
+            gained[row, 1 : 1 + min(len(tree), largest)] = -np.sort(-tree.scores)[:largest]
         # Harmonic, not plain sum: what a lucky sequence gains does not repay those that wait for the pass.
         tokens = len(trees) ** 2 / (1 / gained.cumsum(axis=1)).sum(axis=0)
         plain_pass, passes = self._pass_times(len(trees))

@@ -13,23 +13,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from hasten.errors import ConfigError, IncompatibleModels, ModelError
+from hasten.errors import ConfigError, ModelError
 from hasten.training.checkpoints import RunState, latest_checkpoint, load_tensors, read_state, save_checkpoint
+from hasten.training.cutting import ExitLoss, agreements, cut, hidden_states_at
 from hasten.training.data import BatchSampler, Corpus, held_out_windows, load_corpus, read_documents
 from hasten.training.recipe import TrainingConfig
-from hasten.training.tokenizer import load_tokenizer, resolve_model, train_tokenizer
+from hasten.training.teacher import load_like, load_teacher, teacher_rows
+from hasten.training.tokenizer import load_tokenizer, train_tokenizer
 
 __all__ = ["Progress", "TrainingConfig", "train_language_model"]
 
@@ -121,6 +118,9 @@ class _Run:
     sampler: BatchSampler
     held_out: Tensor | None  # [windows, sequence_length + 1]
     teacher: PreTrainedModel | None
+    written: Tensor | None  # by the teacher: [rows, sequence_length + 1]
+    written_held_out: Tensor | None
+    exits: tuple[int, ...]  # ends with the full depth
 
     @classmethod
     def start(
@@ -130,6 +130,11 @@ class _Run:
         held_out = None
         if config.held_out_fraction > 0:
             held_out = held_out_windows(corpus.held_out, config.sequence_length, config.num_held_out_windows)
+        teacher = load_teacher(config, tokenizer, device)
+        written = written_held_out = None
+        if teacher is not None and config.teacher_text_tokens:
+            folder = Path(config.output) / "corpus"
+            written, written_held_out = teacher_rows(teacher, corpus, config, len(tokenizer), folder)
         return cls(
             config=config,
             device=device,
@@ -138,7 +143,10 @@ class _Run:
             corpus=corpus,
             sampler=BatchSampler(corpus.train, config.batch_size, config.sequence_length, config.seed),
             held_out=held_out,
-            teacher=_load_teacher(config, tokenizer, device),
+            teacher=teacher,
+            written=written,
+            written_held_out=written_held_out,
+            exits=(*config.exits, config.num_layers),
         )
 
     def restore(self, checkpoint: Path) -> int:
@@ -180,36 +188,38 @@ class _Run:
     def _train_step(self, step: int) -> tuple[Tensor, Tensor]:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(step, self.config)
-        loss = self._loss(self.sampler.batch(step).to(self.device))
+        loss = self._loss(self._batch(step).to(self.device))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         self.optimizer.step()
         return loss.detach(), gradient_norm
 
-    def _loss(self, windows: Tensor) -> Tensor:
-        """Of the text and, with a teacher, of the distance to the teacher's distribution."""
-        logits = self._logits(self.model, windows)
-        loss = functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
-        if self.teacher is None:
-            return loss
-        with torch.no_grad():
-            teacher_logits = self._logits(self.teacher, windows)[..., : logits.shape[-1]]
-        divergence = functional.kl_div(
-            logits.flatten(0, 1).log_softmax(-1),
-            teacher_logits.flatten(0, 1).log_softmax(-1),
-            reduction="batchmean",
-            log_target=True,
-        )
-        weight = self.config.distill_weight
-        return (1 - weight) * loss + weight * divergence
+    def _batch(self, step: int) -> Tensor:
+        """[batch, sequence_length + 1]; the last rows are the teacher's writing, if there is any."""
+        windows = self.sampler.batch(step)
+        if self.written is None:
+            return windows
+        num_written = round(self.config.teacher_text_share * self.config.batch_size)
+        random = np.random.default_rng((self.config.seed, step, 1))
+        rows = torch.from_numpy(random.integers(0, len(self.written), num_written))
+        return torch.cat([windows[: len(windows) - num_written], self.written[rows]])
 
-    def _logits(self, model: PreTrainedModel, windows: Tensor) -> Tensor:
-        with torch.autocast(
+    def _loss(self, windows: Tensor) -> Tensor:
+        """Of the text and, with a teacher, of the distance to the teacher's distribution; over all exits."""
+        teacher_logits = None
+        if self.teacher is not None:
+            with torch.no_grad(), self._autocast():
+                teacher_logits = self.teacher(input_ids=windows[:, :-1], use_cache=False).logits
+        loss = ExitLoss(self.config.exit_weight, self.config.distill_weight)
+        with self._autocast():
+            hidden = hidden_states_at(self.model, windows[:, :-1], self.exits)
+            return loss(hidden, self.model.lm_head, windows[:, 1:], teacher_logits)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
             self.device.type, torch.bfloat16, enabled=_uses_bfloat16(self.config, self.device)
-        ):
-            logits: Tensor = model(input_ids=windows[:, :-1], use_cache=False).logits
-        return logits.float()
+        )
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
@@ -218,9 +228,30 @@ class _Run:
         total = 0.0
         for windows in torch.split(self.held_out, self.config.batch_size):
             on_device = windows.to(self.device)
-            logits = self._logits(self.model, on_device).flatten(0, 1)
+            with self._autocast():
+                logits = self.model(input_ids=on_device[:, :-1], use_cache=False).logits.flatten(0, 1).float()
             total += functional.cross_entropy(logits, on_device[:, 1:].flatten(), reduction="sum").item()
         return total / (self.held_out.shape[0] * self.config.sequence_length)
+
+    def top1_agreement(self) -> dict[str, dict[str, float]]:
+        """By text and exit, the share of positions where student and teacher have one most likely token.
+
+        "held_out_text" is the text; "teacher_text" what the teacher wrote greedily after pieces of it.
+        """
+        if self.teacher is None or self.held_out is None:
+            return {}
+        places = {"held_out_text": (self.held_out, 0)}
+        if self.written_held_out is not None:
+            places["teacher_text"] = (self.written_held_out, self.config.teacher_prompt_length - 1)
+        shares = {}
+        for name, (rows, first) in places.items():
+            counts = torch.zeros(len(self.exits), dtype=torch.long, device=self.device)
+            for windows in torch.split(rows[:, :-1], self.config.batch_size):
+                counts += agreements(self.model, self.teacher, windows.to(self.device), self.exits, first)
+            positions = len(rows) * (self.config.sequence_length - first)
+            by_exit = (counts / positions).tolist()
+            shares[name] = {str(layers): share for layers, share in zip(self.exits, by_exit, strict=True)}
+        return shares
 
     def _save(self, step: int) -> None:
         state = RunState(step, self.config.as_dict(), self.corpus.fingerprint)
@@ -273,9 +304,14 @@ def _build_model(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+    if config.exits:
+        model_config.hasten_exits = [*config.exits, config.num_layers]
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers are not ours to change
         torch.manual_seed(config.seed)
         model = LlamaForCausalLM(model_config)
+    if config.start_from is not None:
+        source = load_like("start_from", config.start_from, config, tokenizer)
+        cut(source, model, config.keep_layers, config.start_from)
     _move(model, device, torch.float32)
     model.train()
     return model
@@ -294,38 +330,6 @@ def _build_optimizer(model: LlamaForCausalLM, config: TrainingConfig) -> torch.o
         {"params": vectors, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))
-
-
-def _load_teacher(
-    config: TrainingConfig, tokenizer: PreTrainedTokenizerFast, device: torch.device
-) -> PreTrainedModel | None:
-    if config.distill_from is None or config.distill_weight == 0:
-        return None
-    vocabulary, teacher_vocabulary = tokenizer.get_vocab(), load_tokenizer(config.distill_from).get_vocab()
-    if vocabulary != teacher_vocabulary:
-        raise IncompatibleModels(
-            f"distill_from={config.distill_from!r} has a tokenizer of {len(teacher_vocabulary)} tokens"
-            f" that is not the student's of {len(vocabulary)}; train with tokenizer={config.distill_from!r}"
-        )
-    try:
-        teacher: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            resolve_model(config.distill_from), dtype=torch.float32
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"distill_from={config.distill_from!r} cannot be loaded: {error}") from error
-    # A teacher's output may be padded beyond its tokenizer, which is cut off; less than it has no meaning.
-    if teacher.config.get_text_config().vocab_size < len(tokenizer):
-        raise IncompatibleModels(
-            f"distill_from={config.distill_from!r} has fewer outputs than its tokenizer tokens"
-        )
-    max_length = getattr(teacher.config.get_text_config(), "max_position_embeddings", None)
-    if max_length is not None and max_length < config.sequence_length:
-        raise ConfigError(
-            f"sequence_length={config.sequence_length} is above the teacher's limit of {max_length}"
-        )
-    _move(teacher, device, torch.float32)
-    teacher.train(False)
-    return teacher
 
 
 def _export(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
@@ -352,6 +356,7 @@ def _write_report(run: _Run, metrics: dict[str, float], output: Path) -> None:
         },
         "num_parameters": sum(parameter.numel() for parameter in run.model.parameters()),
         "final_metrics": metrics,
+        "top1_agreement": run.top1_agreement(),
         "device": run.device.type,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }

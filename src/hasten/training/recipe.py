@@ -17,7 +17,10 @@ _ACCEPTED: dict[str, tuple[type, ...]] = {
     "str | None": (str, type(None)),
     "int | None": (int, type(None)),
     "tuple[str, ...]": (tuple, list),
+    "tuple[int, ...]": (tuple, list),
 }
+
+_LISTS: dict[str, type] = {"files": str, "keep_layers": int, "exits": int}
 
 _FREE_TO_CHANGE = {"data", "output", "device", "resume", "checkpoint_every", "evaluate_every", "report_every"}
 """Options that may differ when a run is resumed, since they do not decide what is learnt."""
@@ -31,6 +34,11 @@ class TrainingConfig:
     bundled model or a hub name; ``vocab_size`` in its place trains one of that many tokens on the files.
     ``held_out_fraction`` of the tokens is kept from training, whole documents at a time; 0 keeps none.
     ``distill_weight`` is the share of the loss that follows ``distill_from`` instead of the text.
+    ``start_from`` is a model to begin with, of the same shape but for its depth; ``keep_layers`` are those of
+    its layers that stay, counted from 0. ``exits`` are numbers of layers after which the model learns to
+    predict, besides its full depth; each has ``exit_weight`` of the full depth's weight. Before training,
+    ``distill_from`` writes ``teacher_text_tokens``, each row after ``teacher_prompt_length`` tokens of the
+    text; they fill ``teacher_text_share`` of each batch.
     """
 
     files: tuple[str, ...]
@@ -60,6 +68,13 @@ class TrainingConfig:
     num_held_out_windows: int = 128
     distill_from: str | None = None
     distill_weight: float = 0.5
+    start_from: str | None = None
+    keep_layers: tuple[int, ...] = ()
+    exits: tuple[int, ...] = ()
+    exit_weight: float = 0.3
+    teacher_text_tokens: int = 0
+    teacher_text_share: float = 0.5
+    teacher_prompt_length: int = 32
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
@@ -95,14 +110,17 @@ class TrainingConfig:
         for field in fields(self):
             self._require_kind(field.name, str(field.type))
         # A JSON list or a CLI list is as good as a tuple, but a frozen config holds nothing that can change.
-        object.__setattr__(self, "files", tuple(self.files))
+        for name in _LISTS:
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         self._require_limits()
         self._require_choices()
+        self._require_layers()
+        self._require_teacher_text()
 
     def _require_kind(self, name: str, kind: str) -> None:
         value = getattr(self, name)
         is_wrong = not isinstance(value, _ACCEPTED[kind]) or (isinstance(value, bool) and kind != "bool")
-        if is_wrong or (name == "files" and not all(isinstance(file, str) for file in value)):
+        if is_wrong or (name in _LISTS and not all(type(item) is _LISTS[name] for item in value)):
             raise ConfigError(f"{name}={value!r} cannot work; it must be of type {kind}")
 
     def _require_limits(self) -> None:
@@ -114,9 +132,10 @@ class TrainingConfig:
             self._require(getattr(self, name) >= 1, name, "at least 1")
         for name in ("learning_rate", "gradient_clip", "rms_norm_eps", "rope_theta"):
             self._require(getattr(self, name) > 0, name, "above 0")
-        for name in ("warmup_steps", "weight_decay"):
+        self._require(self.teacher_prompt_length >= 1, "teacher_prompt_length", "at least 1")
+        for name in ("warmup_steps", "weight_decay", "exit_weight", "teacher_text_tokens"):
             self._require(getattr(self, name) >= 0, name, "0 or more")
-        for name in ("final_learning_rate_ratio", "distill_weight"):
+        for name in ("final_learning_rate_ratio", "distill_weight", "teacher_text_share"):
             self._require(0 <= getattr(self, name) <= 1, name, "between 0 and 1")
         self._require(0 <= self.held_out_fraction < 1, "held_out_fraction", "at least 0 and below 1")
         self._require(0 <= self.seed < 2**63, "seed", "between 0 and 2**63 - 1")
@@ -144,13 +163,45 @@ class TrainingConfig:
             f"at most max_position_embeddings={self.max_position_embeddings}",
         )
 
+    def _require_layers(self) -> None:
+        if self.keep_layers and self.start_from is None:
+            raise ConfigError(
+                f"keep_layers={list(self.keep_layers)} cannot work without start_from; name the model to cut"
+            )
+        if self.start_from is not None:
+            self._require(
+                len(self.keep_layers) == self.num_layers and min(self.keep_layers) >= 0,
+                "keep_layers",
+                f"num_layers={self.num_layers} layers of start_from, counted from 0",
+            )
+        self._require(
+            list(self.exits) == sorted(set(self.exits))
+            and all(1 <= layers < self.num_layers for layers in self.exits),
+            "exits",
+            f"rising numbers of layers below num_layers={self.num_layers}, which is always trained",
+        )
+
+    def _require_teacher_text(self) -> None:
+        if not self.teacher_text_tokens:
+            return
+        self._require(
+            self.distill_from is not None and self.distill_weight > 0,
+            "teacher_text_tokens",
+            "0 without distill_from and a distill_weight",
+        )
+        self._require(
+            self.teacher_prompt_length <= self.sequence_length,
+            "teacher_prompt_length",
+            f"at most sequence_length={self.sequence_length}",
+        )
+
     def _require(self, condition: bool, name: str, remedy: str) -> None:
         if not condition:
             raise ConfigError(f"{name}={getattr(self, name)!r} cannot work; it must be {remedy}")
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return asdict(self) | {"files": list(self.files)}
+        return asdict(self) | {name: list(getattr(self, name)) for name in _LISTS}
 
     def require_same_run(self, earlier: dict[str, Any]) -> None:
         """Raises ConfigError when a run started with the options `earlier` cannot be resumed with these."""

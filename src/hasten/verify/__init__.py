@@ -11,33 +11,61 @@ from dataclasses import dataclass
 
 import torch
 
-from hasten.core import Acceptance, Guarantee, Sequence
+from hasten.core import Acceptance, Guarantee, Proposals, Sequence, System
 from hasten.errors import ConfigError
 from hasten.tree import DraftTree
+from hasten.verify.block import SYSTEM as BLOCK_SYSTEM, block
 from hasten.verify.confident import confident
+from hasten.verify.fastest import fastest
 from hasten.verify.follow import follow
-from hasten.verify.residual import residual
+from hasten.verify.k_sequential import SYSTEM as SPECTR_SYSTEM, k_sequential
+from hasten.verify.naive import SYSTEM as MCSD_SYSTEM, naive
+from hasten.verify.point_mass import point_mass
+from hasten.verify.residual import SYSTEM as SPECINFER_SYSTEM, residual
 from hasten.verify.tolerant import tolerant
+from hasten.verify.traversal import SYSTEM as TRAVERSAL_SYSTEM, traversal
+from hasten.verify.typical import SYSTEM as TYPICAL_SYSTEM, typical
 
 Verify = Callable[[DraftTree, torch.Tensor, Sequence], Acceptance]
 
 
 @dataclass(frozen=True, slots=True)
 class Verifier:
-    """A rule and its promise: "exact" (plain decoding's text), "distribution" (its law) or "approximate"."""
+    """A rule, its promise and the drafts it wants of a model.
+
+    The promise is "exact" (plain decoding's text), "distribution" (its law) or "approximate".
+    """
 
     name: str
     rule: Verify
     guarantee: Guarantee
+    proposals: Proposals = "coupled"
 
 
 VERIFIERS: dict[str, Verifier] = {
     "follow": Verifier("follow", follow, "exact"),
-    "residual": Verifier("residual", residual, "distribution"),
+    "fastest": Verifier("fastest", fastest, "distribution"),
+    "residual": Verifier("residual", residual, "distribution", "distinct"),
     "confident": Verifier("confident", confident(), "approximate"),
     "tolerant": Verifier("tolerant", tolerant(), "approximate"),
+    "residual-independent": Verifier("residual-independent", residual, "distribution", "independent"),
+    "k-sequential": Verifier("k-sequential", k_sequential, "distribution", "independent"),
+    "block": Verifier("block", block, "distribution", "distinct"),
+    "traversal": Verifier("traversal", traversal, "distribution", "distinct"),
+    "naive": Verifier("naive", naive, "distribution", "distinct"),
+    "point-mass": Verifier("point-mass", point_mass, "distribution", "chosen"),
+    "typical": Verifier("typical", typical(), "approximate", "chosen"),
 }
 """Rules by name; all but "follow" are used only where a caller names them."""
+
+SYSTEMS: tuple[System, ...] = (
+    SPECINFER_SYSTEM,
+    SPECTR_SYSTEM,
+    BLOCK_SYSTEM,
+    TRAVERSAL_SYSTEM,
+    MCSD_SYSTEM,
+    TYPICAL_SYSTEM,
+)
 
 
 def find_verifier(verify: str | Verifier) -> Verifier:
@@ -49,4 +77,21 @@ def find_verifier(verify: str | Verifier) -> Verifier:
     return VERIFIERS[verify]
 
 
-__all__ = ["VERIFIERS", "Verifier", "Verify", "confident", "find_verifier", "follow", "residual", "tolerant"]
+__all__ = [
+    "SYSTEMS",
+    "VERIFIERS",
+    "Verifier",
+    "Verify",
+    "block",
+    "confident",
+    "fastest",
+    "find_verifier",
+    "follow",
+    "k_sequential",
+    "naive",
+    "point_mass",
+    "residual",
+    "tolerant",
+    "traversal",
+    "typical",
+]

@@ -23,6 +23,7 @@ import torch
 from hasten.core import Acceptance, Sequence
 from hasten.errors import ConfigError
 from hasten.tree import ROOT, DraftTree
+from hasten.verify.walk import walk
 
 
 def confident(
@@ -45,21 +46,15 @@ def confident(
     def verify(tree: DraftTree, logits: torch.Tensor, sequence: Sequence) -> Acceptance:
         """logits: [nodes + 1, vocab], root first."""
         draw = sequence.sampler.draws(logits)
-        token_ids = list(sequence.token_ids)
-        path: list[int] = []
-        node = ROOT
-        while True:
+
+        def choose(node: int, token_ids: list[int]) -> tuple[int, int | None]:
             token_id = draw(node + 1, token_ids)
             kept = _confident_child(tree, node, beta)
             if kept is not None and not _repeats(token_ids, int(tree.token_ids[kept]), max_repeats):
                 token_id = int(tree.token_ids[kept])
-            token_ids.append(token_id)
-            finish_reason = sequence.stop_rule.after(token_id)
-            child = None if finish_reason else tree.child(node, token_id)
-            if child is None:
-                return Acceptance(path, token_ids[len(sequence.token_ids) :], finish_reason)
-            path.append(child)
-            node = child
+            return token_id, tree.child(node, token_id)
+
+        return walk(sequence, choose)
 
     return verify
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 
 from hasten.core import Acceptance, Sequence
-from hasten.tree import ROOT, DraftTree
+from hasten.tree import DraftTree
+from hasten.verify.walk import walk
 
 
 def follow(tree: DraftTree, logits: torch.Tensor, sequence: Sequence) -> Acceptance:
@@ -22,14 +23,9 @@ def follow(tree: DraftTree, logits: torch.Tensor, sequence: Sequence) -> Accepta
     Processors see each written position once, with its own prefix; nothing is drawn after the stop.
     """
     draw = sequence.sampler.draws(logits)
-    token_ids = list(sequence.token_ids)
-    path: list[int] = []
-    node = ROOT
-    while True:
-        token_ids.append(draw(node + 1, token_ids))
-        finish_reason = sequence.stop_rule.after(token_ids[-1])
-        child = None if finish_reason else tree.child(node, token_ids[-1])
-        if child is None:
-            return Acceptance(path, token_ids[len(sequence.token_ids) :], finish_reason)
-        path.append(child)
-        node = child
+
+    def choose(node: int, token_ids: list[int]) -> tuple[int, int | None]:
+        token_id = draw(node + 1, token_ids)
+        return token_id, tree.child(node, token_id)
+
+    return walk(sequence, choose)

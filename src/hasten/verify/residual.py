@@ -15,16 +15,22 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from hasten.core import Acceptance, LawSampler, Sequence
-from hasten.errors import ConfigError
-from hasten.tree import ROOT, DraftTree
+from hasten.core import Acceptance, Sequence, System
+from hasten.tree import DraftTree
+from hasten.verify.laws import STREAM, Law, draft_law, draw, law_sampler
+from hasten.verify.walk import walk
 
-STREAM = 1
-"""Of the sampler's random numbers; drafters use others."""
-
-Law = NDArray[np.float64]
+SYSTEM = System(
+    name="specinfer",
+    title="SpecInfer: Accelerating Generative Large Language Model Serving with Tree-based Speculative "
+    "Inference and Verification",
+    arxiv="2305.09781",
+    kind="verification rule",
+    guarantee="distribution",
+    module="hasten.verify.residual",
+    summary="recursive rejection of independently drawn siblings (verify residual-independent)",
+)
 
 
 def residual(tree: DraftTree, logits: torch.Tensor, sequence: Sequence) -> Acceptance:
@@ -37,57 +43,25 @@ def residual(tree: DraftTree, logits: torch.Tensor, sequence: Sequence) -> Accep
 
     Raises ConfigError for a sampler that does not tell its laws.
     """
-    sampler = sequence.sampler
-    if not isinstance(sampler, LawSampler):
-        raise ConfigError(
-            f"verify='residual' needs a sampler that tells its laws, and {type(sampler).__name__} does not; "
-            "choose verify='follow'"
-        )
-    token_ids = list(sequence.token_ids)
-    path: list[int] = []
-    node = ROOT
-    while True:
+    sampler = law_sampler(sequence, "residual")
+
+    def choose(node: int, token_ids: list[int]) -> tuple[int, int | None]:
         law = sampler.law(logits[node + 1], token_ids)
-        generator = sampler.generator(len(token_ids), STREAM)
-        token_id, child = _try_children(tree, node, law, generator)
-        token_ids.append(token_id)
-        finish_reason = sequence.stop_rule.after(token_id)
-        if finish_reason or child is None:
-            return Acceptance(path, token_ids[len(sequence.token_ids) :], finish_reason)
-        path.append(child)
-        node = child
+        return try_children(tree, node, law, sampler.generator(len(token_ids), STREAM))
+
+    return walk(sequence, choose)
 
 
-def _try_children(
+def try_children(
     tree: DraftTree, parent: int, law: Law, generator: np.random.Generator
 ) -> tuple[int, int | None]:
     """The token written below a node, and the child that carries it if that was accepted."""
-    for child in np.flatnonzero(tree.parents == parent).tolist():
+    for child in tree.drawn_below(parent):
         token_id = int(tree.token_ids[child])
-        draft_law = _draft_law(tree, child, len(law))
-        rest = np.maximum(law - draft_law, 0.0)
+        drafted = draft_law(tree, child, len(law))
+        rest = np.maximum(law - drafted, 0.0)
         # Nothing is left only where both laws are the same, and then nothing is rejected.
-        if generator.random() * draft_law[token_id] < law[token_id] or not rest.any():
+        if generator.random() * drafted[token_id] < law[token_id] or not rest.any():
             return token_id, child
         law = rest / rest.sum()
     return draw(law, generator), None
-
-
-def _draft_law(tree: DraftTree, node: int, vocab_size: int) -> Law:
-    if tree.draft_probs is None:
-        law: Law = np.eye(1, vocab_size, int(tree.token_ids[node]))[0]
-        return law
-    return normalised(tree.draft_probs[node])
-
-
-def normalised(probs: NDArray[np.floating]) -> Law:
-    """In float64, so that who drew from a float32 law and who weighs it mean the same numbers."""
-    law: Law = probs.astype(np.float64)
-    law /= law.sum()
-    return law
-
-
-def draw(law: Law, generator: np.random.Generator) -> int:
-    """A token drawn from a law [vocab]; never one of probability 0."""
-    total = law.cumsum()
-    return int(np.searchsorted(total, generator.random() * total[-1], side="right"))

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from hasten.core import Acceptance, Sequence, TokenSampler
 from hasten.errors import ConfigError, ModelError
-from hasten.tree import ROOT, DraftTree
+from hasten.tree import DraftTree
+from hasten.verify.walk import walk
 
 
 @runtime_checkable
@@ -58,20 +59,15 @@ def tolerant(beta: int = 3, tau: float = 1.0) -> Callable[[DraftTree, torch.Tens
                 f"verify='tolerant' needs a sampler that tells its scores, and {type(sampler).__name__} does "
                 "not; choose verify='follow'"
             )
-        token_ids = list(sequence.token_ids)
-        path: list[int] = []
-        node = ROOT
-        while True:
+
+        def choose(node: int, token_ids: list[int]) -> tuple[int, int | None]:
             scores = sampler.scores(logits[node + 1], token_ids)
             _require_finite(scores, len(token_ids))
             drafted = tree.token_ids[np.flatnonzero(tree.parents == node)]
-            token_ids.append(_choose(drafted, scores, beta, tau))
-            finish_reason = sequence.stop_rule.after(token_ids[-1])
-            child = None if finish_reason else tree.child(node, token_ids[-1])
-            if child is None:
-                return Acceptance(path, token_ids[len(sequence.token_ids) :], finish_reason)
-            path.append(child)
-            node = child
+            token_id = _choose(drafted, scores, beta, tau)
+            return token_id, tree.child(node, token_id)
+
+        return walk(sequence, choose)
 
     return verify
 

@@ -1,0 +1,300 @@
+"""A draft model (arXiv 2211.17192, 2302.01318): a smaller model grows the tree that the target verifies.
+
+The draft keeps a cache of its own for the sequences it drafts for, and catches up in its next pass with what was
+written, whoever proposed it. How its guesses become a tree is a ``TreeShape``; several arms (a shape with an
+exit of the draft, as in S2D, 2407.01955) may be given, and the one that writes fastest on this machine is used
+most. A draft that costs more time than its tokens save is left out for a while, then tried again; requests count
+the steps it was left out for in ``DecodeStats.resting_steps``.
+
+Where draft and target run on different devices, the draft reads ahead while the target verifies, as if all it
+had proposed were right (DuoDecoding, 2503.00784); what it read is found in its cache if it was. On one device
+that is tried once and kept if it was faster.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from hasten.core import Sequence, System, TopCandidates
+from hasten.drafters.base import Forgetful, Observation
+from hasten.drafters.reading_ahead import Overlap, ReadingAhead
+from hasten.drafters.trees.growing import TreeShape
+from hasten.drafters.trees.rows import Row
+from hasten.errors import ConfigError
+from hasten.tree import ROOT, DraftTree
+
+if TYPE_CHECKING:
+    import torch
+
+    from hasten.models.draft_lm import DraftLM
+    from hasten.models.draft_session import DraftSession
+
+SYSTEM = System(
+    name="draft",
+    title="Fast Inference from Transformers via Speculative Decoding",
+    arxiv="2211.17192",
+    kind="draft model",
+    guarantee="exact",
+    module="hasten.drafters.draft_model",
+    summary="a smaller model grows the tree; its shape follows what a pass costs and gains",
+)
+
+_SHARE = 0.1  # of the newest value in a moving average
+
+
+class _Average:
+    """A moving average that begins with its first value."""
+
+    def __init__(self) -> None:
+        self.value: float | None = None
+
+    def add(self, value: float) -> None:
+        self.value = value if self.value is None else self.value + _SHARE * (value - self.value)
+
+
+@dataclass(eq=False)
+class Arm:
+    """One way to draft: a model (or one of its exits) and a tree shape."""
+
+    draft: DraftLM
+    shape: TreeShape
+    name: str = "draft"
+    ms_per_token: _Average = field(default_factory=_Average)
+    pass_ms: _Average = field(default_factory=_Average)
+    num_rounds: int = 0
+
+    def token_price(self) -> float:
+        """Tokens of the text that a pass of the draft takes the time of."""
+        if self.pass_ms.value is None or self.ms_per_token.value is None:
+            return 0.0
+        return self.pass_ms.value / self.ms_per_token.value
+
+
+@dataclass(eq=False)
+class _Text:
+    """What the draft reads for a sequence."""
+
+    draft_ids: list[int] = field(default_factory=list)
+    num_read: int = 0
+    """target tokens that ``draft_ids`` stands for"""
+
+    def follow(self, sequence: Sequence, draft: DraftLM) -> list[int]:
+        self.draft_ids += draft.to_draft(sequence.token_ids[self.num_read :])
+        self.num_read = len(sequence.token_ids)
+        return self.draft_ids
+
+
+@dataclass(eq=False)
+class _Group:
+    """Sequences that are drafted for side by side, with the cache that they share."""
+
+    draft: DraftLM
+    sequences: list[Sequence]
+    session: DraftSession
+    texts: dict[Sequence, _Text]
+    rows: list[Row] = field(default_factory=list)
+    """of the last round, to read on while the target verifies"""
+    finished: set[Sequence] = field(default_factory=set)
+
+    def retain(self, sequences: list[Sequence]) -> None:
+        """Go on with these, in their order."""
+        if sequences != self.sequences:
+            self.session.retain([self.sequences.index(each) for each in sequences])
+            self.sequences = list(sequences)
+
+
+class _Nap:
+    """Leaves the draft out while what it costs is more than what it gains."""
+
+    _AWAKE_ROUNDS = 12
+    _LONGEST = 96
+
+    def __init__(self) -> None:
+        self._gain = _Average()
+        self._num_awake = 0
+        self._num_left = 0
+        self._length = 0
+
+    def asleep(self) -> bool:
+        """Whether to leave this round out; counts it."""
+        if self._num_left:
+            self._num_left -= 1
+            return True
+        return False
+
+    def add(self, saved_ms: float, spent_ms: float) -> None:
+        self._gain.add(saved_ms - spent_ms)
+        self._num_awake += 1
+        assert self._gain.value is not None
+        if self._gain.value >= 0:
+            self._length = 0
+        elif self._num_awake >= self._AWAKE_ROUNDS:
+            self._length = min(self._LONGEST, max(8, 2 * self._length))
+            self._num_left, self._num_awake, self._gain = self._length, 0, _Average()
+
+
+class _Round:
+    """What is measured from a proposal to what became of it."""
+
+    def __init__(self, arm: Arm, num_rows: int) -> None:
+        self.arm = arm
+        self.started = time.perf_counter()
+        self.draft_ms = 0.0
+        self.trees: dict[Sequence, DraftTree] = {}
+        self.num_rows = self.num_left = num_rows
+        self.num_tokens = 0
+        self.num_own = 0
+
+
+class DraftModel(Forgetful):
+    """Trees of a draft model.
+
+    Args:
+        arms: ways to draft; with several, each is tried and then the fastest used, the others now and then.
+        name: of the source.
+        overlap: "on" reads ahead while the target verifies, "off" never, "auto" where that pays.
+        target_device: where the target runs.
+
+    Raises ConfigError for no arm, or an unknown overlap.
+    """
+
+    top_k = 0
+    _TRIAL_ROUNDS = 6
+    _EXPLORE_EVERY = 64
+
+    def __init__(
+        self,
+        arms: list[Arm],
+        name: str = "draft",
+        *,
+        overlap: Overlap = "auto",
+        target_device: torch.device | None = None,
+    ) -> None:
+        if not arms:
+            raise ConfigError("a draft model needs at least one tree shape")
+        self.name = name
+        self._arms = arms
+        has_own_device = target_device is not None and arms[0].draft.model.device != target_device
+        self._ahead = ReadingAhead(overlap, has_own_device=has_own_device)
+        self._groups: list[_Group] = []
+        self._rounds: dict[Sequence, _Round] = {}
+        self._num_rounds = 0
+        self._nap = _Nap()
+
+    def begin(self, sequence: Sequence, prompt_candidates: TopCandidates | None) -> None:
+        """The prompt is read with the first proposal, side by side with the others of its batch."""
+
+    def propose(self, sequence: Sequence, budget: int) -> DraftTree:
+        return self.propose_all([sequence], budget)[0]
+
+    def propose_all(self, sequences: list[Sequence], budget: int) -> list[DraftTree]:
+        """A tree for each, all grown in step: one pass of the draft a level."""
+        if self._nap.asleep():
+            for sequence in sequences:
+                sequence.stats.resting_steps[self.name] += 1
+            return [DraftTree(source_names=(self.name,)) for _ in sequences]
+        arm = self._choose()
+        current = _Round(arm, len(sequences))
+        group = self._group(arm.draft, sequences)
+        session = group.session
+        passes = session.num_passes
+        session.read([group.texts[each].follow(each, arm.draft) for each in sequences])
+        trees = self._grow(arm, group, budget)
+        current.draft_ms = 1000 * (time.perf_counter() - current.started)
+        arm.pass_ms.add(current.draft_ms / max(1, session.num_passes - passes))
+        current.trees = dict(zip(sequences, trees, strict=True))
+        self._rounds |= dict.fromkeys(sequences, current)
+        return trees
+
+    def _grow(self, arm: Arm, group: _Group, budget: int) -> list[DraftTree]:
+        group.rows = [
+            Row(arm.draft, arm.shape, group.session, row, sequence, budget, arm.token_price())
+            for row, sequence in enumerate(group.sequences)
+        ]
+        while any([row.advance() for row in group.rows]):  # a list: every row takes its step
+            found = group.session.grow([row.wanted() for row in group.rows])
+            for row, node_ids in zip(group.rows, found, strict=True):
+                row.read(node_ids)
+        return [row.tree.tree(self.name) for row in group.rows]
+
+    @contextmanager
+    def while_verifying(self, sequences: list[Sequence]) -> Iterator[None]:
+        """Reads ahead in the time that the body takes, where that pays."""
+        asked = {each for each in sequences if each in self._rounds}
+        group = next((each for each in self._groups if asked and asked <= set(each.sequences)), None)
+        if group is None or not self._ahead.is_on():
+            yield
+            return
+        with self._ahead.reading(group.session, group.rows):
+            yield
+
+    def observe(self, sequence: Sequence, observation: Observation) -> None:
+        current = self._rounds.pop(sequence, None)
+        if current is None:
+            return
+        acceptance = observation.acceptance
+        own = current.trees[sequence]
+        current.arm.shape.learn(own, replace(acceptance, path=_written_path(own, acceptance.token_ids)))
+        sources = observation.tree.sources[acceptance.path]
+        current.num_own += sum(observation.tree.source_names[each] == self.name for each in sources.tolist())
+        current.num_tokens += len(acceptance.token_ids)
+        current.num_left -= 1
+        if not current.num_left:
+            self._judge(current)
+
+    def _judge(self, current: _Round) -> None:
+        """A round is over: what did a token cost with this arm, and did the draft save more than it took?"""
+        spent_ms = 1000 * (time.perf_counter() - current.started)
+        ms_per_token = spent_ms * current.num_rows / current.num_tokens
+        current.arm.ms_per_token.add(ms_per_token)
+        current.arm.num_rounds += 1
+        self._ahead.judge(ms_per_token)
+        # A token of its own saved about what a token costs; one that others proposed too saved nothing.
+        self._nap.add(current.num_own * ms_per_token / current.num_rows, current.draft_ms)
+
+    def end(self, sequence: Sequence) -> None:
+        self._rounds.pop(sequence, None)
+        for group in self._groups:
+            if sequence in group.sequences:
+                group.finished.add(sequence)
+        self._groups = [group for group in self._groups if len(group.finished) < len(group.sequences)]
+
+    def _choose(self) -> Arm:
+        """Each arm for a while, then the fastest; now and then the one that was tried least."""
+        self._num_rounds += 1
+        if len(self._arms) == 1:
+            return self._arms[0]
+        fewest = min(self._arms, key=lambda arm: arm.num_rounds)
+        is_due = self._num_rounds % self._EXPLORE_EVERY < self._TRIAL_ROUNDS
+        if fewest.num_rounds < self._TRIAL_ROUNDS or is_due:
+            return fewest
+        return min(self._arms, key=lambda arm: arm.ms_per_token.value or 0.0)
+
+    def _group(self, draft: DraftLM, sequences: list[Sequence]) -> _Group:
+        """The cache of these sequences: theirs alone, in this order."""
+        from hasten.models.draft_session import open_draft_session  # transformers is heavy to import
+
+        for group in self._groups:
+            if group.draft is draft and set(sequences) <= set(group.sequences):
+                group.retain(sequences)
+                return group
+        session = open_draft_session(draft.model, draft.context)
+        group = _Group(draft, list(sequences), session, {each: _Text() for each in sequences})
+        self._groups.append(group)
+        return group
+
+
+def _written_path(tree: DraftTree, token_ids: list[int]) -> list[int]:
+    """The nodes of a tree that were written, whoever proposed them in the tree that was verified."""
+    path: list[int] = []
+    node: int | None = ROOT
+    for token_id in token_ids:
+        node = tree.child(node, token_id)
+        if node is None:
+            break
+        path.append(node)
+    return path
