@@ -16,7 +16,7 @@ from conftest import VOCAB, build_model
 from hasten.cli import app
 from hasten.drafters import AUTO, DRAFT, Resources, draft_of, make_drafter, parts_of
 from hasten.engine import LanguageModel
-from hasten.errors import ConfigError
+from hasten.errors import ConfigError, StoreError
 from hasten.models.draft_lm import load_draft
 from hasten.models.packed import PackedLinear
 from seq2seq_models import build_seq2seq
@@ -158,6 +158,13 @@ def test_what_needs_a_draft_model_says_how_to_give_one(demo):
     for name in ("draft", "suffix+draft"):
         with pytest.raises(ConfigError, match=r"--draft MODEL"):
             make_drafter(name, demo.resources)
+
+
+def test_a_store_is_for_auto_with_a_draft_model_or_without(pair, demo, tmp_path):
+    for writer, reader in ((pair, demo), (demo, pair)):
+        writer.save_store(tmp_path / "store", "auto")
+        with pytest.raises(StoreError, match="auto with a draft model is another than auto without"):
+            reader.load_store(tmp_path / "store", "auto")
 
 
 def test_options_of_a_draft_model_need_one(kept):

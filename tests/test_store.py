@@ -60,8 +60,9 @@ def test_a_loaded_store_speeds_up_and_changes_no_text(models, tmp_path, drafter)
 
 def test_load_takes_a_store(models, tmp_path):
     path = tmp_path / "store"
-    taught(models).save_store(path, "auto")
-    lm = hasten.load(build_model(), store=path)
+    teacher = taught(models)
+    teacher.save_store(path, "auto")
+    lm = hasten.load(build_model(), draft=teacher.resources.draft, store=path)
     assert lm.generate(PROMPT, PARAMS, num_draft_tokens=12).stats.mean_acceptance_length > 2
 
 

@@ -141,9 +141,9 @@ class DraftTree:
 
     def drawn_below(self, parent: int) -> list[int]:
         """The children of a node in the order they were drawn in, one as often as it was drawn."""
-        if self.draws is None:
-            return np.flatnonzero(self.parents == parent).tolist()
-        return self.draws[self.parents[self.draws] == parent].tolist()
+        draws = np.arange(len(self)) if self.draws is None else self.draws
+        children: list[int] = draws[self.parents[draws] == parent].tolist()
+        return children
 
     def depths(self) -> NDArray[np.int64]:
         """int64 [nodes]; children of the root have depth 1."""
@@ -233,8 +233,8 @@ class DraftTree:
     def followed_by(self, chain: DraftTree, parent: int) -> DraftTree:
         """This tree with the nodes of a chain below ``parent``; they count as chosen, not drawn.
 
-        A node that is there already is not added again. Scores of the chain are those of a path from the root of
-        its own, and are multiplied by the parent's.
+        A node that is there already is not added again. Scores of the chain are those of a path from the root
+        of its own, and are multiplied by the parent's.
         """
         tokens, parents, scores = self.token_ids.tolist(), self.parents.tolist(), self.scores.tolist()
         base = 1.0 if parent == ROOT else scores[parent]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from trees import candidates, check_tree, gains, paths, periodic, sequence_of
+from proposals import candidates, check_tree, gains, paths, periodic, sequence_of
 
 from hasten.core import Acceptance, TopCandidates
 from hasten.drafters.aded import Aded

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import given, strategies
-from trees import check_tree, gains, sequence_of
+from proposals import check_tree, gains, sequence_of
 
 from hasten.core import Acceptance
 from hasten.drafters.base import Observation

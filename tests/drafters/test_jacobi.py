@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fake_target import FakeTarget, by_position, one_hot, write
-from trees import check_tree
+from proposals import check_tree
 
 from hasten.core import Acceptance, SamplingParams, Sequence
 from hasten.drafters.base import Observation

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
-from trees import answer, drafted, gains, paths, periodic, scores, sequence_of
+from proposals import answer, drafted, gains, paths, periodic, scores, sequence_of
 from tries import Path, counted, windows
 
 from hasten.core import Acceptance

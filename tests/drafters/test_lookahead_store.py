@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from trees import answer, drafted
+from proposals import answer, drafted
 
 from hasten.drafters.lookahead import Lookahead
 from hasten.errors import ConfigError, StoreError

@@ -9,7 +9,7 @@ import pytest
 import torch
 from fake_target import FakeTarget, by_position, one_hot, write
 from hypothesis import given, settings, strategies as st
-from trees import check_tree
+from proposals import check_tree
 
 from adversaries import trees
 from hasten.core import Acceptance, SamplingParams, Sequence

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
-from trees import check_tree, drafted, gains, paths, periodic, scores, sequence_of
+from proposals import check_tree, drafted, gains, paths, periodic, scores, sequence_of
 
 from adversaries import VOCAB
 from hasten.drafters.base import Observation

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
-from trees import drafted, paths, scores
+from proposals import drafted, paths, scores
 
 from adversaries import VOCAB
 from hasten.core import SamplingParams

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
-from trees import check_tree, gains, paths, periodic, sequence_of
+from proposals import check_tree, gains, paths, periodic, sequence_of
 
 from hasten.drafters.suffix import SuffixDrafter
 from hasten.drafters.suffix_automaton import (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
-from trees import check_tree, sequence_of
+from proposals import check_tree, sequence_of
 from typer.testing import CliRunner
 
 from conftest import ARCHITECTURES, VOCAB, build_model, finest_dtype

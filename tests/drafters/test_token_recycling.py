@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from trees import candidates, check_tree, gains, paths, sequence_of, step
+from proposals import candidates, check_tree, gains, paths, sequence_of, step
 
 from hasten.core import Acceptance
 from hasten.drafters import token_recycling

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
-from trees import check_tree, gains, paths, periodic, sequence_of
+from proposals import check_tree, gains, paths, periodic, sequence_of
 
 from conftest import VOCAB, build_model
 from hasten.core import SamplingParams

@@ -118,7 +118,13 @@ class Language:
 
 def sequence_of(sampler, prompt=(0,), stop_rule=None):
     return Sequence(
-        list(prompt), len(prompt), 10**6, sampler, stop_rule or NoStop(), guarantee="distribution"
+        list(prompt),
+        len(prompt),
+        10**6,
+        sampler,
+        stop_rule or NoStop(),
+        guarantee="distribution",
+        proposals="distinct",
     )
 
 

@@ -98,7 +98,7 @@ def chains(language, text, count, length, choose):
 
 
 class TextSampler:
-    """Tells the law of a text, and forks instead of drawing. A row of its logits is the text it stands for."""
+    """Tells the law of a text, and forks instead of drawing; a row of its logits is the text it is for."""
 
     is_greedy = False
 
@@ -172,11 +172,10 @@ def completed(law, target, text, length):
     found = {}
     for whole, _ in target.texts(list(text), length).items():
         chance = 0.0
-        for written, probability in law.items():
+        for written, written_chance in law.items():
             size = min(len(written), length)
             if whole[:size] == written[:size]:
-                for at in range(size, length):
-                    probability *= target.law([*text, *whole[:at]])[whole[at]]
-                chance += probability
+                later = [target.law([*text, *whole[:at]])[whole[at]] for at in range(size, length)]
+                chance += written_chance * float(np.prod(later))
         found[whole] = chance
     return found

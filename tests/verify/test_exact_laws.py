@@ -96,18 +96,14 @@ def test_a_draft_that_is_the_target_is_accepted_whole(forks, name, kind, branchi
 def test_a_target_that_is_sure_of_a_token_gets_it(forks, name, kind):
     """The law of greedy decoding; a draft that is sure too, of the same or of another."""
     draft = Laws(3, seed=6)
+    sure = Laws(3, 0, lambda at: np.eye(3)[at % 3])
     for token in range(3):
         target = Laws(3, 0, lambda at, token=token: np.eye(3)[(token + at) % 3])
-        law, _ = one_round(
-            forks, rule_of(name), target, lambda: grown(draft, (0,), kind, (2, 1), forks.choose)
-        )
-        assert all(
-            (token + 1 + at) % 3 == made for written in law for at, made in enumerate(written)
-        )
-        sure = Laws(3, 0, lambda at: np.eye(3)[at % 3])
-        law, _ = one_round(
-            forks, rule_of(name), target, lambda: grown(sure, (0,), kind, (1, 1), forks.choose)
-        )
-        assert all(
-            (token + 1 + at) % 3 == made for written in law for at, made in enumerate(written)
-        )
+        for laws, branching in ((draft, (2, 1)), (sure, (1, 1))):
+
+            def propose(laws=laws, branching=branching):
+                return grown(laws, (0,), kind, branching, forks.choose)
+
+            law, _ = one_round(forks, rule_of(name), target, propose)
+            for written in law:
+                assert written == tuple((token + 1 + at) % 3 for at in range(len(written)))

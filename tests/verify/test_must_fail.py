@@ -1,4 +1,4 @@
-"""Published biases, each put in on purpose: were one of these not found, the tests of the laws would be blind."""
+"""Published biases, each put in on purpose: were one not found, the tests of the laws would be blind."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def forks(monkeypatch):
     return forks
 
 
-def bias(forks, name, change, kind="distinct", branching=(2, 1), seed=0):
+def bias(forks, name, change, *, seed, kind="distinct", branching=(2, 1)):
     """How far the law is off where ``change`` spoils the trees."""
     target, draft = Laws(3, 2 * seed), Laws(3, 2 * seed + 1)
 

@@ -95,7 +95,7 @@ def test_the_guarantee_is_named_and_reported(models):
         assert lm.generate([5, 6], params, drafter="jacobi", verify=name).guarantee == verifier.guarantee
         pieces = list(lm.stream([5, 6], params, drafter="jacobi", verify=verifier))
         assert pieces[-1].output.guarantee == verifier.guarantee
-    with pytest.raises(ConfigError, match="verify='best' is unknown; choose follow, residual, confident"):
+    with pytest.raises(ConfigError, match=f"verify='best' is unknown; choose {', '.join(VERIFIERS)}"):
         lm.generate([5, 6], params, verify="best")
     with pytest.raises(ConfigError, match="unknown"):
         lm.stream([5, 6], params, verify="")

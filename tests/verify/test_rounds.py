@@ -84,7 +84,6 @@ def test_texts_of_several_rounds_have_the_law_of_plain_sampling(name, kind, bran
 @pytest.mark.parametrize("name", ["residual", "k-sequential", "block", "traversal"])
 def test_this_must_fail_noise_used_again_in_later_rounds(name):
     deviation, _ = texts(name, "distinct", (1, 1), ReusedNoise)
-    print(deviation)
     assert deviation > 8
 
 
@@ -155,7 +154,9 @@ def stops():
     yield "length", lambda: StopConditions(frozenset(), 2, None)
     yield (
         "stop string",
-        lambda: StopConditions(frozenset(), 100, TextStream(lambda ids: "".join("abcde"[i] for i in ids), "bc")),
+        lambda: StopConditions(
+            frozenset(), 100, TextStream(lambda ids: "".join("abcde"[i] for i in ids), "bc")
+        ),
     )
 
 

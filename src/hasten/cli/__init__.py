@@ -19,6 +19,7 @@ from hasten.cli.generate import generate
 from hasten.cli.index import index
 from hasten.cli.info import info, systems
 from hasten.cli.train import train_app
+from hasten.cli.verify_lab import verify_lab
 from hasten.errors import HastenError
 
 INTERRUPTED = 130
@@ -54,6 +55,7 @@ app.command()(info)
 app.command()(systems)
 app.command()(bench)
 app.command()(index)
+app.command()(verify_lab)
 app.add_typer(train_app, name="train", help="Train small models on text files.")
 
 

@@ -10,6 +10,7 @@ from hasten.drafters.aded import SYSTEM as ADED_SYSTEM, Aded
 from hasten.drafters.aggressive import GAD_SYSTEM, SYSTEM as IAD_SYSTEM, AggressiveDecoding
 from hasten.drafters.base import Drafter, Observation, Resources
 from hasten.drafters.combined import CombinedDrafter
+from hasten.drafters.continued import Continued
 from hasten.drafters.copying import (
     COPYSPEC_SYSTEM,
     LLMA_SYSTEM,
@@ -18,7 +19,6 @@ from hasten.drafters.copying import (
     Llma,
     PromptLookup,
 )
-from hasten.drafters.continued import Continued
 from hasten.drafters.corpus_index import CorpusIndex
 from hasten.drafters.draft_model import SYSTEM as DRAFT_SYSTEM, Arm, DraftModel
 from hasten.drafters.jacobi import SYSTEM as JACOBI_SYSTEM, Jacobi

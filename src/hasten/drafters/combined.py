@@ -177,7 +177,10 @@ class CombinedDrafter:
         for key, current in mine.items():
             saved = state.get(key)
             if saved is None or saved.shape != current.shape or not _is_calibration(saved):
-                raise StoreError(f"{key} is missing or does not fit the drafters {self._set_names[-1]}")
+                raise StoreError(
+                    f"{key} is missing or does not fit the drafters {self._set_names[-1]}; a store is for "
+                    "the drafters that wrote it, and auto with a draft model is another than auto without"
+                )
         parts: dict[str, dict[str, NDArray[np.generic]]] = {drafter.name: {} for drafter in self.drafters}
         for key, value in state.items():
             owner, _, name = key.partition("/")

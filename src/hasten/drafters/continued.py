@@ -1,7 +1,8 @@
-"""A draft model proposes, a copy continues (as CopySpec with a draft model, arXiv 2502.08923, and RASD, 2503.03434).
+"""A draft model proposes, a copy continues (CopySpec with a draft model, arXiv 2502.08923; RASD, 2503.03434).
 
-The end of the draft's likeliest path is looked up in the text; where the same words stood before, what followed
-them then is appended. So a draft of a few tokens becomes a long one where a text repeats itself, for no pass.
+The end of the draft's likeliest path is looked up in the text; where the same words stood before, what
+followed them then is appended. So a draft of a few tokens becomes a long one where a text repeats itself, for
+no pass.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """A draft model (arXiv 2211.17192, 2302.01318): a smaller model grows the tree that the target verifies.
 
-The draft keeps a cache of its own for the sequences it drafts for, and catches up in its next pass with what was
-written, whoever proposed it. How its guesses become a tree is a ``TreeShape``; several arms (a shape with an
-exit of the draft, as in S2D, 2407.01955) may be given, and the one that writes fastest on this machine is used
-most. A draft that costs more time than its tokens save is left out for a while, then tried again; requests count
-the steps it was left out for in ``DecodeStats.resting_steps``.
+The draft keeps a cache of its own for the sequences it drafts for, and catches up in its next pass with what
+was written, whoever proposed it. How its guesses become a tree is a ``TreeShape``; several arms (a shape with
+an exit of the draft, as in S2D, 2407.01955) may be given, and the one that writes fastest on this machine is
+used most. A draft that costs more time than its tokens save is left out for a while, then tried again;
+requests count the steps it was left out for in ``DecodeStats.resting_steps``.
 
 Where draft and target run on different devices, the draft reads ahead while the target verifies, as if all it
 had proposed were right (DuoDecoding, 2503.00784); what it read is found in its cache if it was. On one device
@@ -212,10 +212,21 @@ class DraftModel(Forgetful):
 
     def _grow(self, arm: Arm, group: _Group, budget: int) -> list[DraftTree]:
         group.rows = [
-            Row(arm.draft, arm.shape, group.session, row, sequence, budget, arm.token_price())
+            Row(
+                arm.draft,
+                arm.shape,
+                group.session,
+                row,
+                sequence,
+                budget=budget,
+                token_price=arm.token_price(),
+            )
             for row, sequence in enumerate(group.sequences)
         ]
-        while any([row.advance() for row in group.rows]):  # a list: every row takes its step
+        while True:
+            wants_more = [row.advance() for row in group.rows]
+            if not any(wants_more):
+                break
             found = group.session.grow([row.wanted() for row in group.rows])
             for row, node_ids in zip(group.rows, found, strict=True):
                 row.read(node_ids)
@@ -291,9 +302,8 @@ class DraftModel(Forgetful):
 def _written_path(tree: DraftTree, token_ids: list[int]) -> list[int]:
     """The nodes of a tree that were written, whoever proposed them in the tree that was verified."""
     path: list[int] = []
-    node: int | None = ROOT
     for token_id in token_ids:
-        node = tree.child(node, token_id)
+        node = tree.child(path[-1] if path else ROOT, token_id)
         if node is None:
             break
         path.append(node)

@@ -1,7 +1,7 @@
-"""Drafting while the target verifies (DuoDecoding, arXiv 2503.00784): the draft reads on as if all were right.
+"""Drafting while the target verifies (DuoDecoding, arXiv 2503.00784), as if all that is drafted were right.
 
-Nothing is proposed from it: what was read ahead is in the draft's cache when the next round asks for it. So the
-texts and the trees are the same with and without, and only their time is not.
+Nothing is proposed from it: what was read ahead is in the draft's cache when the next round asks for it. So
+the texts and the trees are the same with and without, and only their time is not.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class ReadingAhead:
         def read() -> None:
             try:
                 _read_on(session, rows, is_verified)
-            except BaseException as error:  # noqa: BLE001 - raised in the thread that asked
+            except BaseException as error:  # raised in the thread that asked
                 failures.append(error)
 
         thread = threading.Thread(target=read, name="hasten-reading-ahead")

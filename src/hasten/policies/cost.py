@@ -64,8 +64,8 @@ class CostPolicy:
     What is maximised is the harmonic mean of their speeds: the time a token takes, over all sequences alike.
     When drafting has not paid for a while it sleeps, for longer and longer, and wakes up to look again.
 
-    A tree whose tokens were sampled is never cut: what is cut off would depend on what was drawn, and the law of
-    the text with it. How large such trees are made follows what the sizes of earlier ones were worth.
+    A tree whose tokens were sampled is never cut: what is cut off would depend on what was drawn, and the law
+    of the text with it. How large such trees are made follows what the sizes of earlier ones were worth.
     """
 
     _AWAKE_STEPS = 12

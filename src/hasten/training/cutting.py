@@ -64,7 +64,7 @@ def _require_plain_llama(source: PreTrainedModel, name: str) -> None:
     plain = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
     if odd := {key: found for key, wanted in plain.items() if (found := getattr(config, key)) != wanted}:
         raise IncompatibleModels(f"start_from={name!r} has {odd}; only a Llama with {plain} can be cut")
-    if (kind := config.rope_parameters["rope_type"]) != "default":
+    if (kind := _rope(source)["rope_type"]) != "default":
         raise IncompatibleModels(f"start_from={name!r} has rope_type {kind!r}; only 'default' can be cut")
 
 
@@ -73,12 +73,17 @@ def _require_shared_shape(source: PreTrainedModel, model: LlamaForCausalLM, name
         option: (getattr(model.config, attribute), getattr(source.config, attribute))
         for option, attribute in _SHARED.items()
     }
-    thetas = (model.config.rope_parameters["rope_theta"], source.config.rope_parameters["rope_theta"])
+    thetas = (_rope(model)["rope_theta"], _rope(source)["rope_theta"])
     for option, (ours, theirs) in (pairs | {"rope_theta": thetas}).items():
         if ours != theirs:
             raise ConfigError(
                 f"{option}={ours!r} cannot work with start_from={name!r}, which has {theirs!r}; give that"
             )
+
+
+def _rope(model: PreTrainedModel) -> dict[str, Any]:
+    parameters: dict[str, Any] = model.config.rope_parameters
+    return parameters
 
 
 def _name_in_source(name: str, keep_layers: tuple[int, ...]) -> str:

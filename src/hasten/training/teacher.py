@@ -114,7 +114,7 @@ class _Writer:
     def write(self, prompts: Tensor, length: int, greedy_every: int) -> Tensor:
         """[rows, length]; every so many rows greedily, the others drawn."""
         is_greedy = (torch.arange(len(prompts)) % greedy_every == 0)[:, None]
-        parts = zip(prompts.split(_ROWS_AT_ONCE), is_greedy.split(_ROWS_AT_ONCE), strict=True)
+        parts = zip(torch.split(prompts, _ROWS_AT_ONCE), torch.split(is_greedy, _ROWS_AT_ONCE), strict=True)
         return torch.cat([self._continue(*part, length) for part in parts])
 
     @torch.inference_mode()

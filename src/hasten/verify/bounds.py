@@ -5,8 +5,8 @@ What is returned is the probability that one of them is accepted, on average ove
 
 Exact: everything with replacement, ``point_mass``, and without replacement where all orders of draws can be
 listed (``MAX_ORDERS``, orders times tokens). Beyond that ``naive`` and ``recursive`` are means over
-``NUM_SAMPLES`` seeded draws, of which the last is never sampled. ``transport_bound`` is not sampled at all, but
-without replacement it looks at fewer sets of a large vocabulary.
+``NUM_SAMPLES`` seeded draws, of which the last is never sampled. ``transport_bound`` is not sampled at all,
+but without replacement it looks at fewer sets of a large vocabulary.
 """
 
 from __future__ import annotations
@@ -208,7 +208,8 @@ def _size_of_all_orders(size: int, k: int) -> float:
 def _all_orders(q: Law, k: int) -> tuple[NDArray[np.int64], Law]:
     """(int [orders, k] of draws without replacement, float64 [orders] their probabilities)."""
     tokens = np.flatnonzero(q)
-    places = np.array(list(itertools.permutations(range(len(tokens)), k)), np.int64).reshape(-1, k)
+    orders = list(itertools.permutations(range(len(tokens)), k))
+    places = np.array(orders, np.int64).reshape(len(orders), k)
     probs = np.ones(len(places))
     left = np.ones((len(places), len(tokens)), np.bool_)
     rows = np.arange(len(places))

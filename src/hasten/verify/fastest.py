@@ -1,9 +1,10 @@
 """Whichever rule accepts most, among those that keep the law of the text.
 
-Rules want different drafts of a model (``core.Proposals``), and which pays depends on how much draft and target
-differ: coupled drafts agree often where the laws are alike, chosen ones where the target is sure, sampled ones in
-between. Each is tried for some steps of a text, then the one that gained most a step is used, the others now and
-then. What decides is the past alone, and a step's noise is new, so every token keeps the target's law.
+Rules want different drafts of a model (``core.Proposals``), and which pays depends on how much draft and
+target differ: coupled drafts agree often where the laws are alike, chosen ones where the target is sure,
+sampled ones in between. Each is tried for some steps of a text, then the one that gained most a step is used,
+the others now and then. What decides is the past alone, and a step's noise is new, so every token keeps the
+target's law.
 """
 
 from __future__ import annotations

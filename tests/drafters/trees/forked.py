@@ -60,7 +60,7 @@ class _Uniform:
         return self._forks.choose([accepted, 1 - accepted]) == 0
 
 
-def worst_error(monkeypatch, shape, proposals, draft, target, budget, change=lambda tree: tree):
+def worst_error(monkeypatch, shape, proposals, draft, target, *, budget, change=lambda tree: tree):
     """Of the law of two tokens, of which one round writes the first and the target what it did not reach."""
     sequence = text_of(proposals)
     sequence.sampler = forks = Forks(sequence.sampler.params)

@@ -90,12 +90,14 @@ def path_of(tree, node):
 class Grown:
     """A tree that a shape grew, and what it had read for it."""
 
-    def __init__(self, shape, sequence, draft, budget, max_depth=99, token_price=0.0):
+    def __init__(self, shape, sequence, draft, budget, *, max_depth=99, token_price=0.0):
         self.passes, self.asked, self._read = [], set(), {ROOT}
         self._sequence, self._draft = sequence, draft
         self.growing = Growing(sequence, budget, max_depth, self._logits, token_price)
         for nodes in shape.grow(self.growing):
-            assert nodes and not self._read & {*nodes} and len({*nodes}) == len(nodes)
+            assert nodes
+            assert not self._read & {*nodes}
+            assert len({*nodes}) == len(nodes)
             self._read.update(nodes)
             self.passes.append(list(nodes))
         self.tree = self.growing.tree("draft")
@@ -117,7 +119,7 @@ class Grown:
         return [self.growing.token_ids[child] for child in self.tree.drawn_below(node)]
 
 
-def written(shape, draft, target, sequence, budget, length, change=None):
+def written(shape, draft, target, sequence, *, budget, length, change=None):
     """The first tokens of a text drafted by a shape under ``residual``; ``change`` spoils its trees."""
     while len(sequence.new_token_ids) < length:
         tree = Grown(shape, sequence, draft, budget).tree
@@ -129,15 +131,23 @@ def written(shape, draft, target, sequence, budget, length, change=None):
 
 
 def misfit(counts, law):
-    """Chi-square of counts against a law, over the value it exceeds once in ten thousand times."""
-    assert set(counts) <= {key for key, chance in law.items() if chance > 0}
+    """Chi-square of counts against a law, over the value it exceeds once in ten thousand times.
+
+    What is too rare for a test is one event.
+    """
     total = sum(counts.values())
-    expected = {key: total * chance for key, chance in law.items() if chance > 0}
-    assert min(expected.values()) > 4, "too few draws for a test"
-    found = sum((counts.get(key, 0) - value) ** 2 / value for key, value in expected.items())
+    rare = {key for key, chance in law.items() if 0 < chance < 8 / total}
+    assert {*counts} <= {key for key, chance in law.items() if chance > 0}
+    found, expected = Counter(), Counter()
+    for key in law:
+        found["rare" if key in rare else key] += counts.get(key, 0)
+        expected["rare" if key in rare else key] += total * law[key]
+    expected = {key: value for key, value in expected.items() if value > 0}
     freedom = len(expected) - 1
+    assert freedom, "one event only"
+    square = sum((found[key] - value) ** 2 / value for key, value in expected.items())
     spread = 2 / (9 * freedom)
-    return found / (freedom * (1 - spread + 3.72 * spread**0.5) ** 3)  # Wilson and Hilferty's cube
+    return square / (freedom * (1 - spread + 3.72 * spread**0.5) ** 3)  # Wilson and Hilferty's cube
 
 
 def distinct_pairs(law):
@@ -146,7 +156,3 @@ def distinct_pairs(law):
         (first, second): law[first] * law[second] / (1 - law[first])
         for first, second in itertools.permutations(range(len(law)), 2)
     }
-
-
-def counted(runs):
-    return Counter(runs)

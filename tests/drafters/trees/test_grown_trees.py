@@ -47,15 +47,17 @@ def check(grown, budget, max_depth, proposals, temperature):
     top_k=st.sampled_from([None, 1, 2]),
 )
 def test_trees_stay_in_their_bounds_in_every_mode(
-    name, proposals, temperature, budget, max_depth, vocab_size, price, seed, top_k
+    *, name, proposals, temperature, budget, max_depth, vocab_size, price, seed, top_k
 ):
     sequence = text_of(proposals, temperature, seed, top_k=top_k)
     draft = Table(vocab_size, seed)
-    grown = Grown(SHAPES[name](), sequence, draft, budget, max_depth, price)
+    grown = Grown(SHAPES[name](), sequence, draft, budget, max_depth=max_depth, token_price=price)
     check(grown, budget, max_depth, proposals, temperature)
     assert name == "dyspec-threshold" or not grown.unused
-    assert all(len(path) < max_depth for nodes in grown.passes for path in map(grown.paths().__getitem__, nodes))
-    assert bool(len(grown.tree)) == (budget > 0 and max_depth > 0)
+    assert all(
+        len(path) < max_depth for nodes in grown.passes for path in map(grown.paths().__getitem__, nodes)
+    )
+    assert name == "dyspec-threshold" or bool(len(grown.tree)) == (budget > 0 and max_depth > 0)
 
 
 @EVERY
@@ -70,11 +72,10 @@ def test_a_tree_is_grown_from_logits_no_law_can_be_made_of(name, proposals):
 @EVERY
 def test_greedy_trees_are_the_same_for_every_rule(name):
     for seed in range(5):
-        trees = [
-            Grown(SHAPES[name](), text_of(each, 0.0), Table(5, seed), 9).tree for each in PROPOSALS
-        ]
+        trees = [Grown(SHAPES[name](), text_of(each, 0.0), Table(5, seed), 9).tree for each in PROPOSALS]
         for tree in trees[1:]:
-            assert tree.begins(trees[0]) and len(tree) == len(trees[0])
+            assert tree.begins(trees[0])
+            assert len(tree) == len(trees[0])
         tree = trees[0]
         for node in [ROOT, *range(len(tree))]:
             children = tree.drawn_below(node)
@@ -90,7 +91,8 @@ def test_a_draft_that_is_the_target_is_right_all_the_way(name):
         sequence, model = text_of("coupled", 1.0, seed), Table(6, 3)
         tree = Grown(SHAPES[name](), sequence, model, 12).tree
         path = follow(tree, model.rows(sequence.token_ids, tree), sequence).path
-        assert path and not tree.drawn_below(path[-1])
+        assert path
+        assert not tree.drawn_below(path[-1])
         assert path[0] == 0
 
 
@@ -153,7 +155,8 @@ def test_some_shapes_draw_without_replacement_whatever_the_rule_wants(name):
     draft = Table(3, 2)
     for seed in range(20):
         trees = [Grown(SHAPES[name](), text_of(each, 1.0, seed), draft, 12).tree for each in SAMPLED]
-        assert trees[0].begins(trees[1]) and len(trees[0]) == len(trees[1])
+        assert trees[0].begins(trees[1])
+        assert len(trees[0]) == len(trees[1])
         assert np.array_equal(trees[0].draft_probs, trees[1].draft_probs)
 
 
@@ -191,7 +194,9 @@ def test_whether_a_token_is_proposed_does_not_depend_on_the_token(name, proposal
 def proposed(tree, law, place):
     """The token of a draw from a law, where several were drawn from it: of that one."""
     nodes = range(len(tree)) if tree.draws is None else tree.draws.tolist()
-    found = [int(tree.token_ids[node]) for node in nodes if np.allclose(tree.draft_probs[node], law, atol=1e-7)]
+    found = [
+        int(tree.token_ids[node]) for node in nodes if np.allclose(tree.draft_probs[node], law, atol=1e-7)
+    ]
     return found[place]
 
 

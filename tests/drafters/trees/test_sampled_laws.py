@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 from forked import worst_error
 from grown import Table, misfit, text_of, written
@@ -18,7 +19,8 @@ from hasten.drafters.trees import (
 )
 from hasten.tree import DraftTree
 
-DRAFT, TARGET = Table(3, 11, spread=1.5), Table(3, 14, spread=1.0)
+DRAFT, TARGET = Table(3, 0, spread=1.0), Table(3, 50, spread=1.0)
+NUM_TEXTS = 1500
 CASES = {
     "multi-candidate": (MultiCandidate(), 4),
     "multi-candidate 2 1": (MultiCandidate((2, 1)), 4),
@@ -37,13 +39,13 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_two_tokens_have_exactly_the_law_of_plain_sampling(case, proposals, monkeypatch):
     shape, budget = CASES[case]
-    assert worst_error(monkeypatch, shape, proposals, DRAFT, TARGET, budget) < 1e-12
+    assert worst_error(monkeypatch, shape, proposals, DRAFT, TARGET, budget=budget) < 1e-12
 
 
 @pytest.mark.parametrize("case", ["rsd-c", "dyspec", "dyspec-threshold"])
 def test_with_more_tokens_to_choose_from_too(case, monkeypatch):
     shape, _ = CASES[case]
-    assert worst_error(monkeypatch, shape, "distinct", Table(4, 21), Table(4, 22), 4) < 1e-12
+    assert worst_error(monkeypatch, shape, "distinct", Table(4, 21), Table(4, 22), budget=4) < 1e-12
 
 
 def without_the_unlikely(tree):
@@ -72,7 +74,7 @@ def with_the_laws_of_the_first(tree):
 @pytest.mark.parametrize("case", ["multi-candidate 2 1", "rsd-c 3 1", "dyspec"])
 def test_this_must_fail_trees_changed_for_what_was_drawn(case, change, monkeypatch):
     shape, budget = CASES[case]
-    assert worst_error(monkeypatch, shape, "distinct", DRAFT, TARGET, budget, change) > 5e-3
+    assert worst_error(monkeypatch, shape, "distinct", DRAFT, TARGET, budget=budget, change=change) > 5e-3
 
 
 def test_this_must_fail_draws_given_in_another_order(monkeypatch):
@@ -80,43 +82,40 @@ def test_this_must_fail_draws_given_in_another_order(monkeypatch):
         draws = range(len(tree)) if tree.draws is None else tree.draws.tolist()
         order = sorted(draws, key=lambda node: -tree.scores[node])
         probs = tree.draft_probs
-        return DraftTree(tree.token_ids, tree.parents, tree.scores, draft_probs=probs, draws=list_of(order))
+        draws = np.array(order, np.int64)
+        return DraftTree(tree.token_ids, tree.parents, tree.scores, draft_probs=probs, draws=draws)
 
-    error = worst_error(monkeypatch, SpecTr(3, 1), "independent", DRAFT, TARGET, 3, best_first)
+    error = worst_error(monkeypatch, SpecTr(3, 1), "independent", DRAFT, TARGET, budget=3, change=best_first)
     assert error > 5e-3
 
 
-def list_of(order):
-    import numpy as np
-
-    return np.array(order, np.int64)
-
-
-def texts(shape, proposals, draft, target, count, change=None):
+def texts(shape, proposals, draft=DRAFT, target=TARGET, *, change=None):
+    """Counts of two tokens, written in as many rounds as it takes."""
     return Counter(
-        written(shape, draft, target, text_of(proposals, 1.0, seed), 4, 2, change) for seed in range(count)
+        written(shape, draft, target, text_of(proposals, 1.0, seed), budget=4, length=2, change=change)
+        for seed in range(NUM_TEXTS)
     )
 
 
 @pytest.mark.parametrize("proposals", ["distinct", "independent"])
 def test_stochastic_beams_leave_the_law_as_it_is(proposals):
-    found = texts(RsdBeams(2, 2), proposals, DRAFT, TARGET, 2500)
+    found = texts(RsdBeams(2, 2), proposals)
     assert misfit(found, TARGET.texts([0], 2)) < 1
 
 
 def test_stochastic_beams_of_another_vocabulary_short_of_room():
     draft, target = Table(4, 21, spread=1.0), Table(4, 22, spread=0.5)
-    assert misfit(texts(RsdBeams(3, 2), "distinct", draft, target, 2500), target.texts([0], 2)) < 1
+    assert misfit(texts(RsdBeams(3, 2), "distinct", draft, target), target.texts([0], 2)) < 1
 
 
 @pytest.mark.parametrize("change", [without_the_unlikely, sorted_by_score, with_the_laws_of_the_first])
 def test_this_must_fail_stochastic_beams_changed_for_what_was_drawn(change):
-    found = texts(RsdBeams(3, 1), "distinct", DRAFT, TARGET, 2500, change)
+    found = texts(RsdBeams(3, 1), "distinct", change=change)
     assert misfit(found, TARGET.texts([0], 2)) > 1.5
 
 
 @pytest.mark.parametrize("shape", [SpecTr(2, 2), DySpec()])
 def test_round_after_round_with_noise_of_a_real_sampler(shape):
     """Enumeration sees one round; noise that rounds share would show here."""
-    found = texts(shape, "independent", DRAFT, TARGET, 2500)
+    found = texts(shape, "independent")
     assert misfit(found, TARGET.texts([0], 2)) < 1

@@ -36,7 +36,7 @@ class Chain:
 
     def grow(self, tree: Growing) -> Iterator[list[int]]:
         node = ROOT
-        for left in reversed(range(min(self._length, tree.room))):
+        for left in reversed(range(min(self._length, tree.room, tree.max_depth))):
             added = tree.extend(node, 1)
             if not left or not added or tree.score(added[0]) < self._confidence:
                 return

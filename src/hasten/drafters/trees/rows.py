@@ -30,6 +30,7 @@ class Row:
         session: DraftSession,
         row: int,
         sequence: Sequence,
+        *,
         budget: int,
         token_price: float,
     ) -> None:

@@ -67,14 +67,15 @@ class SpecDec:
             raise ConfigError("an acceptance head reads the draft's hidden states, which are not given here")
         node = ROOT
         all_accepted = 1.0
-        for length in range(1, 1 + min(self._max_length, tree.room)):
+        longest = min(self._max_length, tree.room, tree.max_depth)
+        for length in range(1, 1 + longest):
             added = tree.extend(node, 1)
             if not added:
                 return
             if node != ROOT:
                 all_accepted *= self._chance(tree.hidden_of(node))
             is_risky = 1 - all_accepted > self._threshold
-            if (is_risky and length >= self._min_length) or length == self._max_length or not tree.room:
+            if (is_risky and length >= self._min_length) or length == longest:
                 return
             yield added
             [node] = added

@@ -55,9 +55,9 @@ class Widths:
         self._ranks.learn(tree, acceptance)
 
     def for_levels(self, tree: Growing) -> tuple[int, ...]:
-        """The widths, level by level, that gain the most tokens in a tree's room, less its passes' price."""
+        """The widths that gain the most tokens, less the price of a pass for each level but the first."""
         found = best_trees(self._chances(), tree.room, min(tree.room, tree.max_depth, _MAX_DEPTH))
-        return max(found, key=lambda one: one[0] - tree.token_price * len(one[1]))[1]
+        return max(found, key=lambda one: one[0] - tree.token_price * max(0, len(one[1]) - 1))[1]
 
     def for_beams(self, tree: Growing, width: int | None, depth: int | None) -> tuple[int, int]:
         """(width, depth) of a tree whose levels all have one width; what is given stays.
@@ -74,7 +74,8 @@ class Widths:
         def gain(pair: tuple[int, int]) -> float:
             first = chances[min(pair[0], _MAX_WIDTH) - 1]
             levels = min(pair[1], -(-tree.room // pair[0]))  # no more fit
-            return first * sum(chances[0] ** level for level in range(levels)) - tree.token_price * levels
+            gained = first * sum(chances[0] ** level for level in range(levels))
+            return gained - tree.token_price * (levels - 1)
 
         return max(pairs, key=gain)
 

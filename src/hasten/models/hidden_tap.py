@@ -1,0 +1,25 @@
+"""What a model's head reads: the last hidden states of its newest pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class HiddenTap:
+    """Listens at the output embeddings of a transformers model, until closed.
+
+    Attributes:
+        newest: [batch, tokens, hidden] of the last pass, as the head was given them; None before a pass.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.newest: torch.Tensor | None = None
+        self._handle = model.get_output_embeddings().register_forward_pre_hook(self._listen)
+
+    def _listen(self, module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        self.newest = inputs[0].detach()
+
+    def close(self) -> None:
+        self._handle.remove()
