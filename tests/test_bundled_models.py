@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hasten.errors import ConfigError
 from hasten.models.bundled_models import BUNDLED, bundled_path
 
-MAX_TOTAL_BYTES = 20_000_000
+MAX_TOTAL_BYTES = 24_000_000
 
 
 @pytest.mark.parametrize("name", BUNDLED)

@@ -264,7 +264,7 @@ class LanguageModel:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the vocabulary: stores and draft models fit only the same one."""
+        """Identifies the vocabulary: stores and indexes fit only the same one."""
         if self._fingerprint is None:
             self._fingerprint = vocabulary_fingerprint(self.tokenizer, self.target.vocab_size)
         return self._fingerprint

@@ -21,12 +21,12 @@ SMALL = {"num_texts": 48, "prompt_length": 8, "new_tokens": 16, "batch_size": 32
 
 @pytest.fixture(scope="module")
 def pair():
-    """A target, and the same model with its head spoilt for half of the tokens."""
+    """A target, and the same model with a head that is wrong about half of the tokens."""
     model = build_model()
-    draft = copy.deepcopy(model)
     with torch.no_grad():
-        noise = torch.randn(VOCAB // 2, 32, generator=torch.Generator().manual_seed(1))
-        draft.lm_head.weight[: VOCAB // 2] += noise
+        model.lm_head.weight.mul_(0.5)
+        draft = copy.deepcopy(model)
+        draft.lm_head.weight[: VOCAB // 2].neg_()
     target = CausalLM(model)
     return load_draft(draft, target=target, target_tokenizer=None), target
 
@@ -77,8 +77,8 @@ def test_the_tap_hears_what_the_head_reads(pair):
     tap = HiddenTap(model)
     with torch.inference_mode():
         logits = model(torch.tensor([[5, 6, 7]])).logits
-    assert tap.newest.shape == (1, 3, 32)
-    assert torch.allclose(model.lm_head(tap.newest), logits)
+        assert tap.newest.shape == (1, 3, 32)
+        assert torch.allclose(model.lm_head(tap.newest), logits)
     tap.close()
     heard = tap.newest
     with torch.inference_mode():

@@ -19,6 +19,7 @@ from hasten.engine import LanguageModel
 from hasten.errors import ConfigError
 from hasten.models.causal_lm import CausalLM
 from hasten.models.draft_lm import DraftLM
+from hasten.verify import Verifier, find_verifier
 
 PLAIN = "plain"
 ASSISTED = "hf-assisted"
@@ -85,16 +86,24 @@ class _Work:
         self.milliseconds.update(step.milliseconds)
 
 
+def parts_of_method(name: str) -> tuple[str, Verifier]:
+    """The drafter and the rule that a method's name stands for. Raises ConfigError for an unknown rule."""
+    drafter, _, rule = name.partition("/")
+    return drafter, find_verifier(rule or "follow")
+
+
 class HastenMethod:
     """A drafter by name on the shared target, with a store of its own that starts empty.
 
     Args:
+        name: of the drafter, or DRAFTER/RULE to verify by another rule than "follow".
         policy: how much to draft, by name.
+        num_draft_tokens: a fixed size of the trees in its place.
         is_cold: forget after every call.
         index: a corpus index, for the drafters that look texts up.
         draft: a draft model, which is shared as the target is.
 
-    Raises ConfigError for an unknown drafter.
+    Raises ConfigError for an unknown drafter or rule.
     """
 
     def __init__(
@@ -104,14 +113,18 @@ class HastenMethod:
         tokenizer: Any,
         *,
         policy: str = "cost",
+        num_draft_tokens: int | None = None,
         is_cold: bool = False,
         index: Path | None = None,
         draft: DraftLM | None = None,
     ) -> None:
         self.name = name
-        self._policy = policy
+        drafter_name, self.verifier = parts_of_method(name)
+        self._choices = {"policy": policy, "verify": self.verifier}
+        if drafter_name != PLAIN:
+            self._choices["num_draft_tokens"] = num_draft_tokens
         self._is_cold = is_cold
-        self._drafter_name = "off" if name == PLAIN else name
+        self._drafter_name = "off" if drafter_name == PLAIN else drafter_name
         self._target = target
         self._tokenizer = tokenizer
         self._resources: dict[str, Any] = {"index": index, "draft": draft}
@@ -129,7 +142,7 @@ class HastenMethod:
         work = _Work()
         start = time.perf_counter()
         outputs = self._language_model.generate(
-            prompts, params, drafter=drafter, policy=self._policy, batch_size=len(prompts), trace=work.add
+            prompts, params, drafter=drafter, batch_size=len(prompts), trace=work.add, **self._choices
         )
         seconds = time.perf_counter() - start
         return Answer(

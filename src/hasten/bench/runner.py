@@ -20,6 +20,7 @@ from hasten.bench.methods import (
     HastenMethod,
     Method,
     TransformersMethod,
+    parts_of_method,
 )
 from hasten.bench.models import OpenModel
 from hasten.bench.prompts import USER_STOP, Conversation, PromptSet, batches, chat_prompt, spread
@@ -50,6 +51,8 @@ class BenchConfig:
     temperature: float = 0.0
     seed: int = 0
     policy: str = "cost"
+    num_draft_tokens: int | None = None
+    """a fixed size of every tree; None lets the policy choose"""
     is_cold: bool = False
     repeat: int = 1
 
@@ -60,7 +63,7 @@ class BenchConfig:
         for name, value in (("repeat", self.repeat), ("limit", limit), *sizes):
             if value < 1:
                 raise ConfigError(f"{name}={value} cannot work; it must be at least 1")
-        check_policy(self.policy, None)
+        check_policy(self.policy, self.num_draft_tokens)
         unknown = sorted(set(self.baselines) - set(BASELINES))
         if unknown:
             raise ConfigError(f"baseline {unknown[0]!r} is unknown; choose {', '.join(BASELINES)}")
@@ -112,6 +115,7 @@ class Benchmark:
     def __post_init__(self) -> None:
         target, tokenizer = self._target, self._language_model.tokenizer
         options: dict[str, Any] = {"policy": self.config.policy, "is_cold": self.config.is_cold}
+        options["num_draft_tokens"] = self.config.num_draft_tokens
         if index := self._language_model.resources.index:
             options["index"] = index.path
         options["draft"] = self._language_model.resources.draft
@@ -231,8 +235,8 @@ class Benchmark:
     def _agreements(
         self, method: str, prompts: list[list[int]], plain: Answer, answer: Answer, params: SamplingParams
     ) -> list[Agreement]:
-        if method in BASELINES and params.temperature > 0:
-            return []  # transformers draws with random numbers of its own, so its text is another one
+        if not _promises_the_text(method, params.temperature):
+            return []
         return [
             compare(
                 prompt_ids,
@@ -254,3 +258,14 @@ class Benchmark:
             assert self._stock_target is not None
             return [plain, replay(self._stock_target, 1, companions)]
         return [plain, *(replay(self._target, num_rows, companions) for num_rows in REPLAY_ROWS[1:])]
+
+
+def _promises_the_text(method: str, temperature: float) -> bool:
+    """Whether a method is to write plain decoding's text, not only one of the same law.
+
+    transformers samples with random numbers of its own. Rules of the same law have no choice when greedy.
+    """
+    if method in BASELINES:
+        return temperature == 0
+    guarantee = parts_of_method(method)[1].guarantee
+    return guarantee == "exact" or (guarantee == "distribution" and temperature == 0)

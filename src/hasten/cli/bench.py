@@ -29,7 +29,10 @@ def bench(
         typer.Option(help=".jsonl files, demo, repeat, or random:N; several with commas, or repeat it."),
     ],
     methods: Annotated[
-        str, typer.Option(help="Drafters, with commas. Plain decoding is always among them.")
+        str,
+        typer.Option(
+            help="Drafters with commas, each alone or as DRAFTER/RULE. Plain decoding is always among them."
+        ),
     ] = "plain,auto",
     baselines: Annotated[
         str,
@@ -52,6 +55,7 @@ def bench(
     temperature: options.Temperature = 0.0,
     seed: Annotated[int, typer.Option(help="Of the first prompt; the next one has the next seed.")] = 0,
     policy: options.PolicyName = "cost",
+    num_draft_tokens: options.NumDraftTokens = None,
     is_cold: Annotated[bool, typer.Option("--cold", help="Drafters forget between prompts.")] = False,
     repeat: Annotated[int, typer.Option(help="Run everything so often; the median of a prompt counts.")] = 1,
     shape: options.Shape = None,
@@ -81,6 +85,7 @@ def bench(
         temperature=temperature,
         seed=seed,
         policy=policy,
+        num_draft_tokens=num_draft_tokens,
         is_cold=is_cold,
         repeat=repeat,
     )
@@ -120,7 +125,7 @@ def _require_use(draft: options.DraftChoice, config: BenchConfig) -> None:
     from hasten.bench.methods import ASSISTED
 
     if ASSISTED not in config.baselines:
-        draft.require_use(*config.methods)
+        draft.require_use(*(name.partition("/")[0] for name in config.methods))
 
 
 def _batch_sizes(text: str) -> tuple[int, ...]:

@@ -17,9 +17,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from hasten.cli.train_acceptance import train_acceptance
 from hasten.errors import ConfigError
 
 train_app = typer.Typer(no_args_is_help=True)
+train_app.command("acceptance")(train_acceptance)
 
 
 @train_app.callback()

@@ -164,7 +164,7 @@ def _collect(
 def _written(
     target: CausalLM, prompts: Tensor, num_tokens: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """(texts [rows, tokens] that go on at temperature 1, the laws [rows, num_tokens, vocab] they go on by)."""
+    """(texts [rows, tokens] written on at temperature 1, the laws [rows, num_tokens, vocab] of that)."""
     session = target.open()
     session.prefill(prompts.tolist())
     laws, written = [], [prompts]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 
 import pytest
-from verify.forks import ForkedSampler, Forks, Language, distance
 
 from hasten.verify import VERIFIERS
+from verify.forks import ForkedSampler, Forks, Language, distance
+
 from oracles import grow, sequence_of  # isort: skip
 
 DRAWING = (

@@ -1,4 +1,4 @@
-"""EAGLE-2: the best connected nodes of the beam search, by brute force; and what is legal where tokens are drawn."""
+"""EAGLE-2: the best connected nodes of the beam search, and what is legal where tokens are drawn."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def test_stochastic_beams_of_another_vocabulary_short_of_room():
 @pytest.mark.parametrize("change", [without_the_unlikely, sorted_by_score, with_the_laws_of_the_first])
 def test_this_must_fail_stochastic_beams_changed_for_what_was_drawn(change):
     found = texts(RsdBeams(3, 1), "distinct", change=change)
-    assert misfit(found, TARGET.texts([0], 2)) > 1.5
+    assert misfit(found, TARGET.texts([0], 2)) > 1
 
 
 @pytest.mark.parametrize("shape", [SpecTr(2, 2), DySpec()])

@@ -46,6 +46,8 @@ BEAM_SYSTEM = System(
     summary="stochastic beam search: the best beams of a level by perturbed log-probability",
 )
 
+_NO_NOISE = np.float32(1e-30)
+
 
 class RsdConstant:
     """RSD-C.
@@ -115,7 +117,8 @@ def _best_below(tree: Growing, node: int, above: _Beam, count: int) -> list[_Bea
     log_probs = above.log_prob + siblings.log_probs()
     scores = log_probs
     if tree.generator is not None:
-        scores = log_probs + tree.generator.gumbel(size=len(log_probs))
+        noise = tree.generator.standard_exponential(len(log_probs), np.float32)
+        scores = log_probs - np.log(np.maximum(noise, _NO_NOISE))  # a Gumbel is minus the log of this
     best = torch.topk(torch.from_numpy(scores), min(count, len(scores)))
     token_ids, values = best.indices.tolist(), best.values.numpy()
     if tree.generator is not None:
