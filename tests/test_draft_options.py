@@ -216,11 +216,11 @@ def test_info_tells_about_the_draft_model(kept):
     facts = json.loads(run(*options, "--json").stdout)["draft"]
     assert facts["shared_tokens"] == facts["proposable_tokens"] == 8192
     assert facts["same_tokenizer"] is True
-    assert facts["exits"] == [2]
-    assert facts["pass_ms"]["2"] > 0
+    assert list(facts["pass_ms"]) == [str(number) for number in facts["exits"]]
+    assert all(spent > 0 for spent in facts["pass_ms"].values())
     assert (facts["model"], facts["dtype"], facts["device"]) == ("demo-draft", "float32", "cpu")
     shown = " ".join(run(*options, "--draft-vocab", kept).output.split())
-    for part in ("the same tokenizer", "12 of them may be proposed", "ms after 2 layers"):
+    for part in ("the same tokenizer", "12 of them may be proposed", f"ms after {facts['exits'][-1]} layers"):
         assert part in shown
     assert json.loads(run("info", "demo-draft", *SMALL, "--json").stdout)["draft"] is None
 

@@ -315,3 +315,11 @@ def test_a_model_whose_layers_are_not_found_says_so(target):
     model.model.others = torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Identity()])
     with pytest.raises(ModelError, match="has 2 lists of 2 layers"):
         draft_of(target, model).at_exit(1)
+
+
+def test_lists_inside_a_layer_are_not_taken_for_the_layers(target):
+    model = build_model()
+    model.config.hasten_exits = [1]
+    model.model.layers[0].experts = torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Identity()])
+    early = draft_of(target, model).at_exit(1)
+    assert len(early.model.forward.model.model.layers) == 1

@@ -195,3 +195,24 @@ def test_the_fingerprint_is_of_the_vocabulary(tales, numbers):
     prints = {vocabulary_fingerprint(one, 0) for one in (tales, numbers, None)}
     assert len(prints) == 3
     assert vocabulary_fingerprint(None, 97) == "token-ids-97"
+
+
+def test_added_tokens_are_spelled_as_they_are_written(tales):
+    other = train_tokenizer([NUMBERS], 280)
+    other.add_tokens(["déjà vu", "çà"])
+    way = SharedTokens(other, len(other), tales, len(tales))
+    for text in ("déjà vu", "çà"):
+        assert tales.decode(way.to_draft([other.convert_tokens_to_ids(text)])) == text
+
+
+def test_a_word_is_cut_as_sentencepiece_cuts_it(tales):
+    spiece = sentencepiece(["il", "▁m", "▁mi", "ill"])
+    way = SharedTokens(tales, len(tales), spiece, len(spiece))
+    found = way.to_draft([tales.get_vocab()["Ġmill"]])
+    assert spiece.convert_ids_to_tokens(found) == ["▁m", "ill"]
+
+
+def test_a_piece_that_sentencepiece_would_put_a_space_before_is_cut_longest_first(tales):
+    spiece = sentencepiece(["▁t", "re", "am"])
+    way = SharedTokens(tales, len(tales), spiece, len(spiece))
+    assert spiece.convert_ids_to_tokens(way.to_draft([tales.get_vocab()["ream"]])) == ["re", "am"]

@@ -226,6 +226,11 @@ def test_a_cut_of_another_shape_or_vocabulary_is_refused_before_training(build: 
         train_language_model(build("out", start_from="demo"))
 
 
+def test_without_held_out_text_the_teacher_still_writes(build: Build) -> None:
+    output = train_language_model(build("out", **SORTED, steps=2, held_out_fraction=0.0))
+    assert report_of(output)["top1_agreement"] == {}
+
+
 def test_too_little_text_for_the_prompts_is_named(build: Build) -> None:
     changes = {"sequence_length": 200, "held_out_fraction": 0.0, "teacher_prompt_length": 200}
     config = build("out", **SORTED | changes)

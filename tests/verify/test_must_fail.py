@@ -147,38 +147,53 @@ def test_this_must_fail_typical_acceptance(forks):
     assert most_biased(forks, "typical", lambda tree, draft: tree, kind="chosen") > 1e-2
 
 
+class GivenSampler:
+    """Laws by row of the logits, and given random numbers."""
+
+    is_greedy = False
+
+    def __init__(self, laws, numbers):
+        self._laws, self._numbers = np.array(laws), iter(numbers)
+
+    def draws(self, logits): ...
+
+    def guess(self, logits, position): ...
+
+    def noisy(self, logits, position): ...
+
+    def law(self, logits, token_ids=None):
+        return self._laws[logits]
+
+    def generator(self, position, stream):
+        return self
+
+    def random(self):
+        return next(self._numbers)
+
+    def fork(self):
+        return self
+
+
 def test_the_longest_kept_prefix_is_written_though_a_shorter_one_was_rejected():
     """Of the first token, p = 0.1 and q = 0.9; of the second, p = 0.9 and q = 0.1: the path's weight is 1."""
-    numbers = iter([0.9, 0.0])
-
-    class Given:
-        def random(self):
-            return next(numbers)
-
-    class Sampler:
-        is_greedy = False
-
-        def draws(self, logits): ...
-
-        def guess(self, logits, position): ...
-
-        def noisy(self, logits, position): ...
-
-        def law(self, logits, token_ids=None):
-            return np.array([[0.1, 0.9], [0.9, 0.1], [0.5, 0.5]][logits])
-
-        def generator(self, position, stream):
-            return Given()
-
-        def fork(self):
-            return self
-
+    laws = [[0.1, 0.9], [0.9, 0.1], [0.5, 0.5]]
     tree = DraftTree.chain([0, 0])
     tree.draft_probs = np.array([[0.9, 0.1], [0.1, 0.9]])
-    acceptance = rule_of("block")(tree, [0, 1, 2], sequence_of(Sampler()))
-    assert acceptance.path == [0, 1]
-    numbers = iter([0.9, 0.0])
-    assert rule_of("residual")(tree, [0, 1, 2], sequence_of(Sampler())).path == []
+    for name, path in (("block", [0, 1]), ("traversal", [0, 1]), ("residual", [])):
+        sequence = sequence_of(GivenSampler(laws, [0.9, 0.0]))
+        assert rule_of(name)(tree, [0, 1, 2], sequence).path == path
+
+
+@pytest.mark.parametrize("name", WEIGHING)
+def test_equal_laws_whose_rounding_rejects_still_write_a_token(name):
+    """A ratio of 1 - 2**-49 where both laws are the same but for rounding, and the largest uniform number."""
+    almost = [0.5 - 2.0**-50, 0.5]
+    tree = DraftTree.chain([0])
+    tree.draft_probs = np.array([[0.5, 0.5]])
+    sequence = sequence_of(GivenSampler([almost, almost], [1 - 2.0**-53] * 9))
+    token_ids = rule_of(name)(tree, [0, 1], sequence).token_ids
+    assert token_ids
+    assert {*token_ids} <= {0, 1}
 
 
 def test_one_hot_laws_are_what_chosen_tokens_count_as(forks):

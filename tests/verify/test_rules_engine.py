@@ -186,6 +186,7 @@ def test_typical_keeps_what_is_likely_enough_for_its_law():
     assert typically([sharp, flat], DraftTree([3], [-1])).path == []
     assert typically([sharp, flat], DraftTree([0], [-1])).path == [0]
     assert typically([flat, flat], DraftTree([3], [-1]), epsilon=0.3, delta=1.01).path == []
+    assert typically([flat, flat], DraftTree([3], [-1]), epsilon=0.3, delta=0.99).path == [0]
     assert typically([flat, flat], DraftTree([3], [-1]), epsilon=0.24, delta=9.0).path == [0]
     assert typically([flat, flat], DraftTree([3], [-1]), epsilon=0.25, delta=9.0).path == []
 
@@ -220,3 +221,10 @@ def test_systems_are_the_rules_of_their_papers():
         assert {
             rule.guarantee for name, rule in VERIFIERS.items() if f"verify {name})" in system.summary
         } == {system.guarantee}
+
+
+def test_each_rule_asks_for_the_drafts_its_paper_judges():
+    wanted = {"independent": {"residual-independent", "k-sequential"}, "chosen": {"point-mass", "typical"}}
+    wanted["distinct"] = {"residual", "block", "traversal", "naive"}
+    for proposals, names in wanted.items():
+        assert names == {name for name, rule in VERIFIERS.items() if rule.proposals == proposals}

@@ -120,7 +120,7 @@ class HastenMethod:
     ) -> None:
         self.name = name
         drafter_name, self.verifier = parts_of_method(name)
-        self._choices = {"policy": policy, "verify": self.verifier}
+        self._choices: dict[str, Any] = {"policy": policy, "verify": self.verifier}
         if drafter_name != PLAIN:
             self._choices["num_draft_tokens"] = num_draft_tokens
         self._is_cold = is_cold

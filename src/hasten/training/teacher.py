@@ -83,7 +83,9 @@ def teacher_rows(
                 return torch.from_numpy(stored["train"]).long(), torch.from_numpy(stored["held_out"]).long()
     writer = _Writer(teacher, vocab_size, torch.Generator().manual_seed(config.seed))
     train = writer.write(_prompts(corpus.train, num_rows, config), length, greedy_every=2)
-    held_out = writer.write(_prompts(corpus.held_out, num_held_out, config), length, greedy_every=1)
+    held_out = torch.empty(0, length, dtype=torch.long)
+    if num_held_out:
+        held_out = writer.write(_prompts(corpus.held_out, num_held_out, config), length, greedy_every=1)
     temporary = path.with_suffix(".tmp.npz")
     as_stored = {"train": train.numpy().astype(np.int32), "held_out": held_out.numpy().astype(np.int32)}
     np.savez(temporary, allow_pickle=False, wanted=np.array(wanted), **as_stored)
@@ -94,8 +96,6 @@ def teacher_rows(
 def _prompts(token_ids: TokenArray, num_rows: int, config: TrainingConfig) -> Tensor:
     """[rows, teacher_prompt_length], from random places of the text."""
     length = config.teacher_prompt_length
-    if num_rows == 0:
-        return torch.empty(0, length, dtype=torch.long)
     if len(token_ids) < length:
         raise ConfigError(
             f"teacher_prompt_length={length} cannot work with {len(token_ids)} tokens of text on one side of"

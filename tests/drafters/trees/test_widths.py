@@ -125,6 +125,17 @@ def test_sequences_that_agree_are_merged_and_drawn_on_as_many_times():
     assert num_again > 20
 
 
+@pytest.mark.parametrize("shape", [SpecTr(4, 3), MultiCandidate((3, 3, 3))])
+def test_a_token_drawn_again_takes_room_again(shape):
+    """So that the size of a tree does not depend on what was drawn."""
+    num_again = 0
+    for seed in range(20):
+        tree = Grown(shape, text_of("independent", seed=seed), Table(2, 5), 9).tree
+        assert len(tree if tree.draws is None else tree.draws) == 9
+        num_again += tree.draws is not None
+    assert num_again == 20
+
+
 def test_sequences_are_independent():
     draft = Table(3, 5, spread=1.0)
     pairs = Counter()

@@ -67,7 +67,7 @@ class Eagle:
             for parent in level:
                 for candidate in tree.siblings(parent).take(self._width):
                     node = tree.add(parent, candidate)
-                    values[node] = min(values[parent], tree.score(node))  # probabilities round up, too
+                    values[node] = tree.score(node)
                     added.append(node)
             level = best_nodes(values, added, self._width)
             if not left or not level:
