@@ -17,9 +17,8 @@ trees="chain confident multi-candidate spectr rsd-c rsd-s dyspec dyspec-threshol
 rules="residual residual-independent k-sequential traversal naive point-mass fastest typical"
 size=(--limit "${LIMIT:-4}" --max-new-tokens "${TOKENS:-64}")
 common=("${TARGET:-demo}" --draft "${DRAFT:-demo-draft}" --dtype bfloat16 "${size[@]}" --baselines hf,hf-assisted)
-for name in gsm8k_test_400 humaneval mt_redundant spec_bench_half; do
-    common+=(--prompts "$data/$name.jsonl")
-done
+two=(--prompts "$data/gsm8k_test_400.jsonl" --prompts "$data/humaneval.jsonl")
+four=("${two[@]}" --prompts "$data/mt_redundant.jsonl" --prompts "$data/spec_bench_half.jsonl")
 mkdir -p "$output"
 
 greedy=plain,draft
@@ -35,7 +34,7 @@ for rule in $rules; do
     sampled=$sampled,draft/$rule
 done
 without=token-recycling+aded+suffix
-chosen=plain,$without,auto,draft,draft-fastest,draft-copyspec,draft-rasd,draft-eagle,draft+suffix
+chosen=plain,$without,auto,draft,draft-fastest,draft-sorted,draft-copyspec,draft-rasd,draft+suffix
 
 # Every table is made, also where one before it found a text that differs; the exit code remembers it.
 status=0
@@ -46,13 +45,13 @@ for shape in ${SHAPES:-135m 360m}; do
     for temperature in 0 1; do
         rules_methods=()
         if [ $temperature = 1 ]; then rules_methods=(,draft/fastest,auto/fastest,draft-chain/block); fi
-        run --shape "$shape" --temperature $temperature --methods "$chosen${rules_methods[*]}" \
+        run "${four[@]}" --shape "$shape" --temperature $temperature --methods "$chosen${rules_methods[*]}" \
             --json "$output/draft-$shape-temperature-$temperature.json"
     done
     # Greedy, all exact rules are one. Trees of equal size: the policy does not choose.
-    run --shape "$shape" --methods "$greedy" --num-draft-tokens "${NODES:-16}" \
+    run "${two[@]}" --shape "$shape" --methods "$greedy" --num-draft-tokens "${NODES:-16}" \
         --json "$output/draft-trees-$shape-temperature-0.json"
-    run --shape "$shape" --temperature 1 --methods "$sampled" --num-draft-tokens "${NODES:-16}" \
+    run "${two[@]}" --shape "$shape" --temperature 1 --methods "$sampled" --num-draft-tokens "${NODES:-16}" \
         --json "$output/draft-trees-$shape-temperature-1.json"
 done
 exit "$status"

@@ -8,6 +8,7 @@ around it, draws the same token: lossless sampling becomes an equality. Greedy i
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import cast
 
@@ -29,6 +30,7 @@ def keyed_generator(seed: int, sample: int, position: int, stream: int) -> np.ra
     return np.random.Generator(bits)
 
 
+@functools.lru_cache(maxsize=32)  # a draft asks for the noise of a few positions again and again
 def gumbel_noise(seed: int, sample: int, position: int, vocab_size: int) -> NDArray[np.float32]:
     """float32 [vocab]: standard Gumbel noise of one position; its stream is 0."""
     generator = keyed_generator(seed, sample, position, stream=0)

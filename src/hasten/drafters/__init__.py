@@ -74,13 +74,16 @@ DRAFT = "draft"
 """What "auto" adds where a draft model is given; other drafters that need one have names that begin so."""
 
 
-def _drafts(name: str, *shapes: Callable[[], TreeShape]) -> Callable[[Resources], Drafter]:
-    """A drafter from a draft model: its exits with these shapes."""
+def _drafts(
+    name: str, *shapes: Callable[[], TreeShape], all_exits: bool = False
+) -> Callable[[Resources], Drafter]:
+    """A drafter from a draft model: these shapes, each with the whole model or with all of its exits."""
 
     def make(given: Resources) -> DraftModel:
         draft = draft_of(given)
         device = None if given.target is None else given.target.device
-        arms = [Arm(draft.at_exit(num_layers), shape()) for shape in shapes for num_layers in draft.exits]
+        exits = draft.exits[::-1] if all_exits else draft.exits[-1:]
+        arms = [Arm(draft.at_exit(num_layers), shape()) for shape in shapes for num_layers in exits]
         return DraftModel(arms, name, target_device=device)
 
     return make
@@ -124,6 +127,7 @@ DRAFTERS: dict[str, Callable[[Resources], Drafter]] = {
     "draft-sequoia": _drafts("draft-sequoia", Sequoia),
     "draft-eagle": _drafts("draft-eagle", Eagle),
     "draft-fastest": _drafts("draft-fastest", Adaptive, Chain, RsdBeams, Eagle),
+    "draft-sorted": _drafts("draft-sorted", Adaptive, all_exits=True),
     "draft-copyspec": _continued,
     "draft-rasd": lambda given: Rasd(given.index, _drafts("rasd", Adaptive)(given)),
 }

@@ -14,6 +14,7 @@ that is tried once and kept if it was faster.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -114,8 +115,7 @@ class _Nap:
     _LONGEST = 96
 
     def __init__(self) -> None:
-        self._gain = _Average()
-        self._num_awake = 0
+        self._gains: deque[float] = deque(maxlen=2 * self._AWAKE_ROUNDS)
         self._num_left = 0
         self._length = 0
 
@@ -127,14 +127,15 @@ class _Nap:
         return False
 
     def add(self, saved_ms: float, spent_ms: float) -> None:
-        self._gain.add(saved_ms - spent_ms)
-        self._num_awake += 1
-        assert self._gain.value is not None
-        if self._gain.value >= 0:
+        self._gains.append(saved_ms - spent_ms)
+        if len(self._gains) < self._AWAKE_ROUNDS:
+            return
+        if sum(self._gains) >= 0:
             self._length = 0
-        elif self._num_awake >= self._AWAKE_ROUNDS:
+        else:
             self._length = min(self._LONGEST, max(8, 2 * self._length))
-            self._num_left, self._num_awake, self._gain = self._length, 0, _Average()
+            self._num_left = self._length
+            self._gains.clear()
 
 
 class _Round:
@@ -163,7 +164,7 @@ class DraftModel(Forgetful):
     """
 
     top_k = 0
-    _TRIAL_ROUNDS = 6
+    _TRIAL_ROUNDS = 4
     _EXPLORE_EVERY = 64
 
     def __init__(
@@ -198,11 +199,14 @@ class DraftModel(Forgetful):
                 sequence.stats.resting_steps[self.name] += 1
             return [DraftTree(source_names=(self.name,)) for _ in sequences]
         arm = self._choose()
-        current = _Round(arm, len(sequences))
         group = self._group(arm.draft, sequences)
         session = group.session
+        texts = [group.texts[each].follow(each, arm.draft) for each in sequences]
+        if not session.num_passes:
+            session.read(texts)  # prompts are read once, which is no part of what a round costs
+        current = _Round(arm, len(sequences))
         passes = session.num_passes
-        session.read([group.texts[each].follow(each, arm.draft) for each in sequences])
+        session.read(texts)
         trees = self._grow(arm, group, budget)
         current.draft_ms = 1000 * (time.perf_counter() - current.started)
         arm.pass_ms.add(current.draft_ms / max(1, session.num_passes - passes))
@@ -263,7 +267,7 @@ class DraftModel(Forgetful):
         ms_per_token = spent_ms * current.num_rows / current.num_tokens
         current.arm.ms_per_token.add(ms_per_token)
         current.arm.num_rounds += 1
-        self._ahead.judge(ms_per_token)
+        self._ahead.judge(spent_ms)
         # A token of its own saved about what a token costs; one that others proposed too saved nothing.
         self._nap.add(current.num_own * ms_per_token / current.num_rows, current.draft_ms)
 

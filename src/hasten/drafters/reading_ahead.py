@@ -21,15 +21,16 @@ if TYPE_CHECKING:
 Overlap = Literal["auto", "on", "off"]
 
 _MAX_PASSES = 16
-_TRIAL_ROUNDS = 12
+_USUAL_ROUNDS = 12
+_TRIAL_ROUNDS = 6
 
 
 class ReadingAhead:
     """Decides whether to read ahead, and does it in a thread.
 
     Args:
-        overlap: "auto" reads ahead where the draft has a device of its own; else it tries it for a dozen
-            rounds and goes on if tokens took less time than without.
+        overlap: "auto" reads ahead where the draft has a device of its own; else it tries it for a few
+            rounds and goes on if they took less time than those before.
         has_own_device: whether the draft's device is another than the target's.
 
     Raises ConfigError for an unknown overlap.
@@ -39,22 +40,22 @@ class ReadingAhead:
         if overlap not in ("auto", "on", "off"):
             raise ConfigError(f"overlap={overlap!r} is unknown; choose auto, on, off")
         self._decided: bool | None = {"on": True, "off": False, "auto": has_own_device or None}[overlap]
-        self._times: tuple[list[float], list[float]] = ([], [])  # ms a token without, with
+        self._times: tuple[list[float], list[float]] = ([], [])  # ms of rounds without, with
 
     def is_on(self) -> bool:
         if self._decided is not None:
             return self._decided
-        return len(self._times[0]) >= _TRIAL_ROUNDS
+        return len(self._times[0]) >= _USUAL_ROUNDS
 
-    def judge(self, ms_per_token: float) -> None:
-        """What a token of the last round cost."""
+    def judge(self, round_ms: float) -> None:
+        """How long the last round took, drafting and verifying; what it gained does not depend on this."""
         if self._decided is not None:
             return
         without, trial = self._times
-        (trial if self.is_on() else without).append(ms_per_token)
+        (trial if self.is_on() else without).append(round_ms)
         usual = statistics.median(without)
-        # A round that takes twice as long has shown enough: the two get into each other's way.
-        if trial and (len(trial) >= _TRIAL_ROUNDS or min(trial) > 2 * usual):
+        # A round that takes much longer has shown enough: the two get into each other's way.
+        if trial and (len(trial) >= _TRIAL_ROUNDS or trial[-1] > 1.5 * usual):
             self._decided = statistics.median(trial) < usual
 
     @contextmanager
