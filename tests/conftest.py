@@ -14,6 +14,7 @@ import transformers as hf
 from hypothesis import settings
 
 from hasten.drafters.corpus_index import write_index
+from hasten.drafters.trees.acceptance_head import HEAD_FILE, AcceptanceHead, draft_fingerprint, save_head
 from hasten.engine import LanguageModel
 from hasten.models.causal_lm import CausalLM
 from hasten.models.draft_lm import DraftLM, load_draft
@@ -162,8 +163,11 @@ def targets() -> Any:
 
 
 @pytest.fixture(scope="session")
-def drafts(targets: Any) -> Any:
-    """drafts(name, dtype) -> a DraftLM of the same architecture that often agrees with the target."""
+def drafts(targets: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """drafts(name, dtype) -> a DraftLM of the same architecture that often agrees with the target.
+
+    An acceptance head that knows nothing lies beside it.
+    """
     made: dict[tuple[str, torch.dtype], DraftLM] = {}
 
     def get(name: str = "llama", dtype: torch.dtype = torch.float32) -> DraftLM:
@@ -173,9 +177,12 @@ def drafts(targets: Any) -> Any:
             with torch.no_grad():
                 for parameter in model.parameters():
                     noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                    parameter += 0.02 * noise.to(parameter.dtype)
+                    parameter.add_(noise.to(parameter.dtype), alpha=0.02)
             target = targets(name, dtype)
-            made[name, dtype] = load_draft(model, target=target, target_tokenizer=None)
+            draft = made[name, dtype] = load_draft(model, target=target, target_tokenizer=None)
+            draft.folder = tmp_path_factory.mktemp("draft")
+            head = AcceptanceHead(model.get_input_embeddings().weight.shape[1])
+            save_head(draft.folder / HEAD_FILE, head, draft_fingerprint(model))
         return made[name, dtype]
 
     return get

@@ -214,7 +214,8 @@ def test_what_was_read_ahead_needs_no_pass_afterwards(twin):
             time.sleep(0.01)
     passes = session.num_passes
     [grown] = session.grow([[(-1, int(tree.token_ids[0]))]])
-    assert grown and session.num_passes == passes
+    assert grown
+    assert session.num_passes == passes
     following = draft_model(twin, Chain(4)).propose(sequence_of(sequence.token_ids), 4).token_ids.tolist()
     write(drafter, sequence, tree, following)
     drafter.propose(sequence, 3)

@@ -40,11 +40,13 @@ from hasten.drafters.trees import (
     RsdConstant,
     SpecTr,
 )
+from hasten.drafters.trees.acceptance_head import HEAD_FILE, draft_fingerprint, load_head
 from hasten.drafters.trees.adaptive import Adaptive
 from hasten.drafters.trees.chain import Chain
 from hasten.drafters.trees.eagle import Eagle
 from hasten.drafters.trees.growing import TreeShape
 from hasten.drafters.trees.sequoia import Sequoia
+from hasten.drafters.trees.specdec import SpecDec
 from hasten.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -89,6 +91,18 @@ def _drafts(
     return make
 
 
+def _specdec(given: Resources) -> Drafter:
+    draft = draft_of(given)
+    path = None if draft.folder is None else draft.folder / HEAD_FILE
+    if path is None or not path.is_file():
+        raise ConfigError(
+            f"draft-specdec needs an acceptance head beside the draft model {draft.name!r}: make one with "
+            f"`hasten train acceptance` and save it as {HEAD_FILE} in the draft's folder"
+        )
+    head = load_head(path, draft_fingerprint(draft.model.forward.model))
+    return _drafts("draft-specdec", lambda: SpecDec(head.chance))(given)
+
+
 def _continued(given: Resources) -> Drafter:
     name = "draft-copyspec"
     first = _drafts(name, Adaptive)(given)
@@ -118,6 +132,7 @@ DRAFTERS: dict[str, Callable[[Resources], Drafter]] = {
     DRAFT: _drafts(DRAFT, Adaptive),
     "draft-chain": _drafts("draft-chain", Chain),
     "draft-confident": _drafts("draft-confident", lambda: Chain(length=20, confidence=0.3)),
+    "draft-specdec": _specdec,
     "draft-multi-candidate": _drafts("draft-multi-candidate", MultiCandidate),
     "draft-spectr": _drafts("draft-spectr", SpecTr),
     "draft-rsd-c": _drafts("draft-rsd-c", RsdConstant),

@@ -97,6 +97,8 @@ class _Group:
     sequences: list[Sequence]
     session: DraftSession
     texts: dict[Sequence, _Text]
+    reads_hidden: bool = False
+    """whether the session's rows end with hidden states"""
     rows: list[Row] = field(default_factory=list)
     """of the last round, to read on while the target verifies"""
     finished: set[Sequence] = field(default_factory=set)
@@ -199,7 +201,7 @@ class DraftModel(Forgetful):
                 sequence.stats.resting_steps[self.name] += 1
             return [DraftTree(source_names=(self.name,)) for _ in sequences]
         arm = self._choose()
-        group = self._group(arm.draft, sequences)
+        group = self._group(arm, sequences)
         session = group.session
         texts = [group.texts[each].follow(each, arm.draft) for each in sequences]
         if not session.num_passes:
@@ -289,16 +291,19 @@ class DraftModel(Forgetful):
             return fewest
         return min(self._arms, key=lambda arm: arm.ms_per_token.value or 0.0)
 
-    def _group(self, draft: DraftLM, sequences: list[Sequence]) -> _Group:
+    def _group(self, arm: Arm, sequences: list[Sequence]) -> _Group:
         """The cache of these sequences: theirs alone, in this order."""
         from hasten.models.draft_session import open_draft_session  # transformers is heavy to import
 
+        reads_hidden = getattr(arm.shape, "reads_hidden", False)
         for group in self._groups:
-            if group.draft is draft and set(sequences) <= set(group.sequences):
+            is_theirs = set(sequences) <= set(group.sequences) and group.reads_hidden == reads_hidden
+            if group.draft is arm.draft and is_theirs:
                 group.retain(sequences)
                 return group
-        session = open_draft_session(draft.model, draft.context)
-        group = _Group(draft, list(sequences), session, {each: _Text() for each in sequences})
+        session = open_draft_session(arm.draft.model, arm.draft.context, with_hidden=reads_hidden)
+        texts = {each: _Text() for each in sequences}
+        group = _Group(arm.draft, list(sequences), session, texts, reads_hidden)
         self._groups.append(group)
         return group
 

@@ -34,6 +34,7 @@ class DraftLM:
         name: what tables and errors call it.
         kept_ids: the draft's token id of every column of its head; None for a whole head.
         context: tokens of its own that it may read at once; None for all that the model has positions for.
+        folder: where it was loaded from, if that is a folder of this machine.
 
     Raises ModelError for exits in its config that cannot be.
     """
@@ -46,11 +47,13 @@ class DraftLM:
         name: str = "draft",
         kept_ids: torch.Tensor | None = None,
         context: int | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.model = model
         self.vocabulary = vocabulary
         self.name = name
         self.context = context
+        self.folder = folder
         self.exits = _exits_of(model.forward.model, name)
         self.head_ids = torch.arange(model.vocab_size) if kept_ids is None else kept_ids
         """the draft's own id of every column of its head"""
@@ -176,6 +179,7 @@ def trim_head(draft: DraftLM, kept_ids: Iterable[int]) -> DraftLM:
         name=draft.name,
         kept_ids=torch.tensor(kept),
         context=draft.context,
+        folder=draft.folder,
     )
 
 
@@ -224,16 +228,17 @@ def load_draft(
         )
     if isinstance(draft, DraftLM):
         return _checked(draft, target, has_options=(tokenizer, context, draft_vocab) != (None, None, None))
+    folder = _folder_of(os.fspath(draft)) if is_named else None
     name = os.fspath(draft) if is_named else getattr(draft, "name_or_path", "") or type(draft).__name__
     if is_named:
         if tokenizer is not None:
             raise ConfigError("tokenizer= goes with a transformers model; a name or folder brings its own")
         where = device or str(target.device)
         draft, tokenizer = load_pretrained(name, dtype, where, trust_remote_code=trust_remote_code)
-        draft_vocab = draft_vocab or _trim_beside(name)
+        draft_vocab = draft_vocab or _beside(folder, TRIM_FILE)
     model = CausalLM(draft)
     vocabulary = vocabulary_map(target_tokenizer, target.vocab_size, tokenizer, input_size(model))
-    found = DraftLM(model, vocabulary, name=name, context=context)
+    found = DraftLM(model, vocabulary, name=name, context=context, folder=folder)
     if draft_vocab is not None:
         kept_ids = load_kept_ids(draft_vocab, vocabulary_fingerprint(tokenizer, input_size(model)))
         found = trim_head(found, kept_ids.tolist())
@@ -254,6 +259,11 @@ def _checked(draft: DraftLM, target: CausalLM, *, has_options: bool) -> DraftLM:
     return draft
 
 
-def _trim_beside(name: str) -> Path | None:
-    folder = bundled_path(name) if name in BUNDLED else Path(name).expanduser()
-    return folder / TRIM_FILE if (folder / TRIM_FILE).is_file() else None
+def _folder_of(name: str) -> Path | None:
+    folder = Path(bundled_path(name)) if name in BUNDLED else Path(name).expanduser()
+    return folder if folder.is_dir() else None
+
+
+def _beside(folder: Path | None, name: str) -> Path | None:
+    """A file of a draft's folder, where there is one."""
+    return folder / name if folder is not None and (folder / name).is_file() else None

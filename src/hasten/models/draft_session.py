@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hasten.errors import ConfigError, ModelError
 from hasten.models.causal_lm import CausalLM
 from hasten.models.forward import PREFILL_CHUNK, Forward
+from hasten.models.hidden_tap import HiddenForward
 from hasten.models.tree_session import Block, TreeSession
 from hasten.tree import ROOT
 
@@ -62,7 +63,9 @@ class DraftSession(Protocol):
         ...
 
 
-def open_draft_session(model: CausalLM, context: int | None = None, slow: bool = False) -> DraftSession:
+def open_draft_session(
+    model: CausalLM, context: int | None = None, slow: bool = False, *, with_hidden: bool = False
+) -> DraftSession:
     """A draft session that fits what the model was found to be able to do.
 
     Args:
@@ -85,7 +88,8 @@ def open_draft_session(model: CausalLM, context: int | None = None, slow: bool =
         room = max(limit - NODE_ROOM, (limit + 1) // 2)
         context = room if context is None else min(context, room)
     session = RereadSession if slow or model.probe.mode != "tree" else GrowingSession
-    return session(model.forward, context=context, max_length=limit)
+    forward = HiddenForward(model.forward.model) if with_hidden else model.forward
+    return session(forward, context=context, max_length=limit)
 
 
 class _Step(NamedTuple):

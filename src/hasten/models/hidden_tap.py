@@ -1,10 +1,12 @@
-"""What a model's head reads: the last hidden states of its newest pass."""
+"""What a model's head reads: the last hidden states of a pass."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+
+from hasten.models.forward import Forward
 
 
 class HiddenTap:
@@ -23,3 +25,20 @@ class HiddenTap:
 
     def close(self) -> None:
         self._handle.remove()
+
+
+class HiddenForward(Forward):
+    """A pass whose rows are logits and then the hidden states they were read from, [.., vocab + hidden].
+
+    So whoever keeps a node's row keeps both.
+    """
+
+    @torch.inference_mode()
+    def __call__(self, *arguments: Any, **options: Any) -> torch.Tensor:
+        tap = HiddenTap(self.model)
+        try:
+            logits = super().__call__(*arguments, **options)
+        finally:
+            tap.close()
+        assert tap.newest is not None
+        return torch.cat((logits, tap.newest.to(logits)), dim=-1)

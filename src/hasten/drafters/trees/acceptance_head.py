@@ -21,6 +21,9 @@ from torch import Tensor, nn
 
 from hasten.errors import IncompatibleModels, StoreError
 
+HEAD_FILE = "acceptance_head.safetensors"
+"""Its name in the folder of its draft model."""
+
 _FORMAT = "hasten-acceptance-1"
 _SAMPLED_ROWS = 64
 

@@ -160,7 +160,7 @@ class _Worth:
                 self._totals[row] += (is_accepted, prob if assumed is None else assumed[row])
                 for counts, most in ((cell, cell[1]), (self._totals[row], self._totals[row, 1])):
                     if most > _MEMORY:
-                        counts /= 2
+                        np.divide(counts, 2, out=counts)
 
 
 class _Slots:

@@ -38,13 +38,24 @@ class Row:
         self._session = session
         self._row = row
         depth = max(0, sequence.num_remaining - 1)
-        self.tree = Growing(sequence, budget if depth else 0, depth, self._logits, token_price)
+        reads_hidden = getattr(shape, "reads_hidden", False)
+        self.tree = Growing(
+            sequence,
+            budget if depth else 0,
+            depth,
+            self._logits,
+            token_price,
+            hidden_of=self._hidden if reads_hidden else None,
+        )
         self._steps = shape.grow(self.tree)
         self._ids = {ROOT: ROOT}  # node of the tree -> node of the session
         self._asked: list[int] = []
 
     def _logits(self, node: int) -> torch.Tensor:
         return self._draft.to_target(self._session.logits(self._row, self._ids[node]))
+
+    def _hidden(self, node: int) -> torch.Tensor:
+        return self._session.logits(self._row, self._ids[node])[len(self._draft.head_ids) :]
 
     def advance(self) -> bool:
         """Let the shape add nodes; whether it wants any read."""
@@ -84,5 +95,6 @@ class Row:
 
     def following(self, node: int) -> tuple[int, int]:
         """(a node of the session, the draft's best token after it)."""
-        column = int(self._session.logits(self._row, node).argmax())
-        return node, int(self._draft.head_ids[column])
+        head_ids = self._draft.head_ids
+        column = int(self._session.logits(self._row, node)[: len(head_ids)].argmax())
+        return node, int(head_ids[column])
