@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from hasten.core import System
 from hasten.drafters.aded import SYSTEM as ADED_SYSTEM, Aded
 from hasten.drafters.aggressive import GAD_SYSTEM, SYSTEM as IAD_SYSTEM, AggressiveDecoding
+from hasten.drafters.arms import Arm
 from hasten.drafters.base import Drafter, Observation, Resources
 from hasten.drafters.combined import CombinedDrafter
 from hasten.drafters.continued import Continued
@@ -20,7 +21,7 @@ from hasten.drafters.copying import (
     PromptLookup,
 )
 from hasten.drafters.corpus_index import CorpusIndex
-from hasten.drafters.draft_model import SYSTEM as DRAFT_SYSTEM, Arm, DraftModel
+from hasten.drafters.draft_model import SYSTEM as DRAFT_SYSTEM, DraftModel
 from hasten.drafters.jacobi import SYSTEM as JACOBI_SYSTEM, Jacobi
 from hasten.drafters.lookahead import SYSTEM as LOOKAHEAD_SYSTEM, Lookahead
 from hasten.drafters.mask_tokens import LUD_SYSTEM, SPACE_SYSTEM, MaskTokens, default_mask_token
@@ -77,16 +78,19 @@ DRAFT = "draft"
 
 
 def _drafts(
-    name: str, *shapes: Callable[[], TreeShape], all_exits: bool = False
+    name: str, *shapes: Callable[[], TreeShape], all_exits: bool = False, rests: bool = False
 ) -> Callable[[Resources], Drafter]:
-    """A drafter from a draft model: these shapes, each with the whole model or with all of its exits."""
+    """A drafter from a draft model: these shapes, each with the whole model or with all of its exits.
+
+    One that rests leaves the draft out while it does not pay.
+    """
 
     def make(given: Resources) -> DraftModel:
         draft = draft_of(given)
         device = None if given.target is None else given.target.device
         exits = draft.exits[::-1] if all_exits else draft.exits[-1:]
         arms = [Arm(draft.at_exit(num_layers), shape()) for shape in shapes for num_layers in exits]
-        return DraftModel(arms, name, target_device=device)
+        return DraftModel(arms, name, rests=rests, target_device=device)
 
     return make
 
@@ -105,7 +109,7 @@ def _specdec(given: Resources) -> Drafter:
 
 def _continued(given: Resources) -> Drafter:
     name = "draft-copyspec"
-    first = _drafts(name, Adaptive)(given)
+    first = _drafts(name, Adaptive, rests=True)(given)
     assert isinstance(first, DraftModel)
     return Continued(first, CopySpec(), name)
 
@@ -129,7 +133,7 @@ DRAFTERS: dict[str, Callable[[Resources], Drafter]] = {
     "jacobi": lambda given: Jacobi(),
     "tokenswift": lambda given: TokenSwift(given.target),
     "superposed": lambda given: Superposed(given.target),
-    DRAFT: _drafts(DRAFT, Adaptive),
+    DRAFT: _drafts(DRAFT, Adaptive, rests=True),
     "draft-chain": _drafts("draft-chain", Chain),
     "draft-confident": _drafts("draft-confident", lambda: Chain(length=20, confidence=0.3)),
     "draft-specdec": _specdec,
@@ -141,10 +145,10 @@ DRAFTERS: dict[str, Callable[[Resources], Drafter]] = {
     "draft-dyspec-threshold": _drafts("draft-dyspec-threshold", DySpecThreshold),
     "draft-sequoia": _drafts("draft-sequoia", Sequoia),
     "draft-eagle": _drafts("draft-eagle", Eagle),
-    "draft-fastest": _drafts("draft-fastest", Adaptive, Chain, RsdBeams, Eagle),
-    "draft-sorted": _drafts("draft-sorted", Adaptive, all_exits=True),
+    "draft-fastest": _drafts("draft-fastest", Adaptive, Chain, RsdBeams, Eagle, rests=True),
+    "draft-sorted": _drafts("draft-sorted", Adaptive, all_exits=True, rests=True),
     "draft-copyspec": _continued,
-    "draft-rasd": lambda given: Rasd(given.index, _drafts("rasd", Adaptive)(given)),
+    "draft-rasd": lambda given: Rasd(given.index, _drafts("rasd", Adaptive, rests=True)(given)),
 }
 """name -> constructor, given what a drafter may be built from"""
 

@@ -14,16 +14,15 @@ that is tried once and kept if it was faster.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from hasten.core import Sequence, System, TopCandidates
+from hasten.drafters.arms import Arm, Arms
 from hasten.drafters.base import Forgetful, Observation
 from hasten.drafters.reading_ahead import Overlap, ReadingAhead
-from hasten.drafters.trees.growing import TreeShape
 from hasten.drafters.trees.rows import Row
 from hasten.errors import ConfigError
 from hasten.tree import ROOT, DraftTree
@@ -43,36 +42,6 @@ SYSTEM = System(
     module="hasten.drafters.draft_model",
     summary="a smaller model grows the tree; its shape follows what a pass costs and gains",
 )
-
-_SHARE = 0.1  # of the newest value in a moving average
-
-
-class _Average:
-    """A moving average that begins with its first value."""
-
-    def __init__(self) -> None:
-        self.value: float | None = None
-
-    def add(self, value: float) -> None:
-        self.value = value if self.value is None else self.value + _SHARE * (value - self.value)
-
-
-@dataclass(eq=False)
-class Arm:
-    """One way to draft: a model (or one of its exits) and a tree shape."""
-
-    draft: DraftLM
-    shape: TreeShape
-    name: str = "draft"
-    ms_per_token: _Average = field(default_factory=_Average)
-    pass_ms: _Average = field(default_factory=_Average)
-    num_rounds: int = 0
-
-    def token_price(self) -> float:
-        """Tokens of the text that a pass of the draft takes the time of."""
-        if self.pass_ms.value is None or self.ms_per_token.value is None:
-            return 0.0
-        return self.pass_ms.value / self.ms_per_token.value
 
 
 @dataclass(eq=False)
@@ -110,47 +79,15 @@ class _Group:
             self.sequences = list(sequences)
 
 
-class _Nap:
-    """Leaves the draft out while what it costs is more than what it gains."""
-
-    _AWAKE_ROUNDS = 12
-    _LONGEST = 96
-
-    def __init__(self) -> None:
-        self._gains: deque[float] = deque(maxlen=2 * self._AWAKE_ROUNDS)
-        self._num_left = 0
-        self._length = 0
-
-    def asleep(self) -> bool:
-        """Whether to leave this round out; counts it."""
-        if self._num_left:
-            self._num_left -= 1
-            return True
-        return False
-
-    def add(self, saved_ms: float, spent_ms: float) -> None:
-        self._gains.append(saved_ms - spent_ms)
-        if len(self._gains) < self._AWAKE_ROUNDS:
-            return
-        if sum(self._gains) >= 0:
-            self._length = 0
-        else:
-            self._length = min(self._LONGEST, max(8, 2 * self._length))
-            self._num_left = self._length
-            self._gains.clear()
-
-
 class _Round:
-    """What is measured from a proposal to what became of it."""
+    """What is measured from a proposal to what became of it; without an arm, the draft rests."""
 
-    def __init__(self, arm: Arm, num_rows: int) -> None:
+    def __init__(self, arm: Arm | None, num_rows: int) -> None:
         self.arm = arm
         self.started = time.perf_counter()
-        self.draft_ms = 0.0
         self.trees: dict[Sequence, DraftTree] = {}
         self.num_rows = self.num_left = num_rows
         self.num_tokens = 0
-        self.num_own = 0
 
 
 class DraftModel(Forgetful):
@@ -159,6 +96,7 @@ class DraftModel(Forgetful):
     Args:
         arms: ways to draft; with several, each is tried and then the fastest used, the others now and then.
         name: of the source.
+        rests: draft nothing while tokens take less time without, which is tried as well.
         overlap: "on" reads ahead while the target verifies, "off" never, "auto" where that pays.
         target_device: where the target runs.
 
@@ -166,27 +104,24 @@ class DraftModel(Forgetful):
     """
 
     top_k = 0
-    _TRIAL_ROUNDS = 4
-    _EXPLORE_EVERY = 64
 
     def __init__(
         self,
         arms: list[Arm],
         name: str = "draft",
         *,
+        rests: bool = False,
         overlap: Overlap = "auto",
         target_device: torch.device | None = None,
     ) -> None:
         if not arms:
             raise ConfigError("a draft model needs at least one tree shape")
         self.name = name
-        self._arms = arms
+        self._arms = Arms(arms, may_rest=rests)
         has_own_device = target_device is not None and arms[0].draft.model.device != target_device
         self._ahead = ReadingAhead(overlap, has_own_device=has_own_device)
         self._groups: list[_Group] = []
         self._rounds: dict[Sequence, _Round] = {}
-        self._num_rounds = 0
-        self._nap = _Nap()
 
     def begin(self, sequence: Sequence, prompt_candidates: TopCandidates | None) -> None:
         """The prompt is read with the first proposal, side by side with the others of its batch."""
@@ -196,11 +131,12 @@ class DraftModel(Forgetful):
 
     def propose_all(self, sequences: list[Sequence], budget: int) -> list[DraftTree]:
         """A tree for each, all grown in step: one pass of the draft a level."""
-        if self._nap.asleep():
+        arm = self._arms.choose()
+        if arm is None:
+            self._rounds |= dict.fromkeys(sequences, _Round(None, len(sequences)))
             for sequence in sequences:
                 sequence.stats.resting_steps[self.name] += 1
             return [DraftTree(source_names=(self.name,)) for _ in sequences]
-        arm = self._choose()
         group = self._group(arm, sequences)
         session = group.session
         texts = [group.texts[each].follow(each, arm.draft) for each in sequences]
@@ -210,13 +146,14 @@ class DraftModel(Forgetful):
         passes = session.num_passes
         session.read(texts)
         trees = self._grow(arm, group, budget)
-        current.draft_ms = 1000 * (time.perf_counter() - current.started)
-        arm.pass_ms.add(current.draft_ms / max(1, session.num_passes - passes))
+        draft_ms = 1000 * (time.perf_counter() - current.started)
+        arm.took(draft_ms / max(1, session.num_passes - passes))
         current.trees = dict(zip(sequences, trees, strict=True))
         self._rounds |= dict.fromkeys(sequences, current)
         return trees
 
     def _grow(self, arm: Arm, group: _Group, budget: int) -> list[DraftTree]:
+        token_price = self._arms.token_price(arm)
         group.rows = [
             Row(
                 arm.draft,
@@ -225,7 +162,7 @@ class DraftModel(Forgetful):
                 row,
                 sequence,
                 budget=budget,
-                token_price=arm.token_price(),
+                token_price=token_price,
             )
             for row, sequence in enumerate(group.sequences)
         ]
@@ -241,7 +178,7 @@ class DraftModel(Forgetful):
     @contextmanager
     def while_verifying(self, sequences: list[Sequence]) -> Iterator[None]:
         """Reads ahead in the time that the body takes, where that pays."""
-        asked = {each for each in sequences if each in self._rounds}
+        asked = {each for each in sequences if each in self._rounds and self._rounds[each].arm}
         group = next((each for each in self._groups if asked and asked <= set(each.sequences)), None)
         if group is None or not self._ahead.is_on():
             yield
@@ -254,42 +191,22 @@ class DraftModel(Forgetful):
         if current is None:
             return
         acceptance = observation.acceptance
-        own = current.trees[sequence]
-        current.arm.shape.learn(own, replace(acceptance, path=_written_path(own, acceptance.token_ids)))
-        sources = observation.tree.sources[acceptance.path]
-        current.num_own += sum(observation.tree.source_names[each] == self.name for each in sources.tolist())
+        if current.arm:
+            own = current.trees[sequence]
+            current.arm.shape.learn(own, replace(acceptance, path=_written_path(own, acceptance.token_ids)))
         current.num_tokens += len(acceptance.token_ids)
         current.num_left -= 1
         if not current.num_left:
-            self._judge(current)
-
-    def _judge(self, current: _Round) -> None:
-        """A round is over: what did a token cost with this arm, and did the draft save more than it took?"""
-        spent_ms = 1000 * (time.perf_counter() - current.started)
-        ms_per_token = spent_ms * current.num_rows / current.num_tokens
-        current.arm.ms_per_token.add(ms_per_token)
-        current.arm.num_rounds += 1
-        self._ahead.judge(spent_ms)
-        # A token of its own saved about what a token costs; one that others proposed too saved nothing.
-        self._nap.add(current.num_own * ms_per_token / current.num_rows, current.draft_ms)
+            spent_ms = 1000 * (time.perf_counter() - current.started)
+            self._arms.add(current.arm, spent_ms, current.num_tokens / current.num_rows)
+            if current.arm:
+                self._ahead.judge(spent_ms)
 
     def end(self, sequence: Sequence) -> None:
         self._rounds.pop(sequence, None)
         for group in self._groups:
-            if sequence in group.sequences:
-                group.finished.add(sequence)
-        self._groups = [group for group in self._groups if len(group.finished) < len(group.sequences)]
-
-    def _choose(self) -> Arm:
-        """Each arm for a while, then the fastest; now and then the one that was tried least."""
-        self._num_rounds += 1
-        if len(self._arms) == 1:
-            return self._arms[0]
-        fewest = min(self._arms, key=lambda arm: arm.num_rounds)
-        is_due = self._num_rounds % self._EXPLORE_EVERY < self._TRIAL_ROUNDS
-        if fewest.num_rounds < self._TRIAL_ROUNDS or is_due:
-            return fewest
-        return min(self._arms, key=lambda arm: arm.ms_per_token.value or 0.0)
+            group.finished.add(sequence)
+        self._groups = [group for group in self._groups if not group.finished.issuperset(group.sequences)]
 
     def _group(self, arm: Arm, sequences: list[Sequence]) -> _Group:
         """The cache of these sequences: theirs alone, in this order."""
