@@ -2,8 +2,9 @@
 # Draft models: every tree with every rule, and what they gain.   bench/draft.sh DATA OUTPUT
 #   DATA    folder with gsm8k_test_400.jsonl, humaneval.jsonl, mt_redundant.jsonl, spec_bench_half.jsonl
 #   OUTPUT  folder for the JSON records, one file a table; bench/tables.py makes Markdown of them
-# LIMIT (prompts of a set, default 4), TOKENS (new tokens, default 64), NODES (of the trees of equal size, default
-# 16), SHAPES (default "135m 360m"), TARGET, DRAFT and HASTEN (the program) may be set.
+# LIMIT (prompts of a set, default 2), TOKENS (new tokens, default 64), TREE_LIMIT and TREE_TOKENS (the same for the
+# tables of every tree with every rule, default 1 and 48), NODES (of those trees, default 16), SHAPES (default "135m
+# 360m"), TARGET, DRAFT and HASTEN (the program) may be set.
 set -euo pipefail
 
 if [ $# -ne 2 ]; then
@@ -15,10 +16,10 @@ output=$2
 hasten=${HASTEN:-hasten}
 trees="chain confident multi-candidate spectr rsd-c rsd-s dyspec dyspec-threshold sequoia eagle"
 rules="residual residual-independent k-sequential traversal naive point-mass fastest typical"
-size=(--limit "${LIMIT:-4}" --max-new-tokens "${TOKENS:-64}")
-common=("${TARGET:-demo}" --draft "${DRAFT:-demo-draft}" --dtype bfloat16 "${size[@]}" --baselines hf,hf-assisted)
+common=("${TARGET:-demo}" --draft "${DRAFT:-demo-draft}" --dtype bfloat16 --baselines hf,hf-assisted)
 two=(--prompts "$data/gsm8k_test_400.jsonl" --prompts "$data/humaneval.jsonl")
-four=("${two[@]}" --prompts "$data/mt_redundant.jsonl" --prompts "$data/spec_bench_half.jsonl")
+two_short=("${two[@]}" --limit "${TREE_LIMIT:-1}" --max-new-tokens "${TREE_TOKENS:-48}")
+four=("${two[@]}" --limit "${LIMIT:-2}" --max-new-tokens "${TOKENS:-64}" --prompts "$data/mt_redundant.jsonl" --prompts "$data/spec_bench_half.jsonl")
 mkdir -p "$output"
 
 greedy=plain,draft
@@ -49,9 +50,9 @@ for shape in ${SHAPES:-135m 360m}; do
             --json "$output/draft-$shape-temperature-$temperature.json"
     done
     # Greedy, all exact rules are one. Trees of equal size: the policy does not choose.
-    run "${two[@]}" --shape "$shape" --methods "$greedy" --num-draft-tokens "${NODES:-16}" \
+    run "${two_short[@]}" --shape "$shape" --methods "$greedy" --num-draft-tokens "${NODES:-16}" \
         --json "$output/draft-trees-$shape-temperature-0.json"
-    run "${two[@]}" --shape "$shape" --temperature 1 --methods "$sampled" --num-draft-tokens "${NODES:-16}" \
+    run "${two_short[@]}" --shape "$shape" --temperature 1 --methods "$sampled" --num-draft-tokens "${NODES:-16}" \
         --json "$output/draft-trees-$shape-temperature-1.json"
 done
 exit "$status"

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hasten.bench.methods import PLAIN
+from hasten.bench.methods import ASSISTED, PLAIN
 from hasten.bench.records import Record, geometric_mean
 from hasten.bench.report import conditions_line
 
@@ -34,6 +34,9 @@ def run_section(name: str, conditions: Record, records: list[Record]) -> str:
         chosen = [record for record in records if record["batch_size"] == size]
         words = f", batch {size}" if len(sizes) > 1 or size > 1 else ""
         parts += [f"**{yardstick(records)} (mean acceptance length){words}**", speed_table(chosen)]
+        if any("/" in record["method"] for record in chosen):
+            parts += [f"**{yardstick(records)} (mean acceptance length), tree by rule{words}**"]
+            parts += [rule_table(chosen)]
         parts += [f"**× plain, draft ms a step (µs a node){words}**", draft_cost_table(chosen)]
     if len(sizes) > 1:
         for prompt_set in values_of(records, "prompt_set"):
@@ -49,16 +52,41 @@ def speed_table(records: list[Record]) -> str:
     """Every method by every prompt set, with the geometric means over the sets."""
     key = speed_key(records)
     means = {yardstick(records): key, "× plain": "speedup"}  # one column where they are the same
+    assisted = {r["prompt_set"]: r["speedup"] for r in records if r["method"] == ASSISTED}
 
     def mean_cells(of_method: list[Record]) -> list[str]:
-        return [f"{geometric_mean(record[name] for record in of_method):.2f}" for name in means.values()]
+        values = [[record[name] for record in of_method] for name in means.values()]
+        if assisted:
+            values.append([record["speedup"] / assisted[record["prompt_set"]] for record in of_method])
+        return [f"{geometric_mean(each):.2f}" for each in values]
 
     return matrix(
         records,
         lambda record: f"{record[key]:.2f} ({record['mean_acceptance_length']:.2f})",
-        [f"mean {name}" for name in means],
+        [f"mean {name}" for name in (*means, *([f"× {ASSISTED}"] if assisted else []))],
         mean_cells,
     )
+
+
+def rule_table(records: list[Record]) -> str:
+    """Every tree of a draft model by every verification rule, means over the prompt sets."""
+    key = speed_key(records)
+    by_pair: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        tree, _, rule = record["method"].partition("/")
+        by_pair.setdefault((tree, rule or "follow"), []).append(record)
+    rules = list(dict.fromkeys(rule for _, rule in by_pair))
+    trees = [tree for tree in dict.fromkeys(tree for tree, _ in by_pair) if (tree, rules[-1]) in by_pair]
+    rows = []
+    for tree in trees:
+        cells = []
+        for rule in rules:
+            found = by_pair.get((tree, rule), [])
+            length = sum(record["mean_acceptance_length"] for record in found) / max(1, len(found))
+            speed = geometric_mean(record[key] for record in found) if found else 0.0
+            cells.append(f"{speed:.2f} ({length:.2f})" if found else "-")
+        rows.append([tree, *cells])
+    return table(["tree", *rules], rows)
 
 
 def draft_cost_table(records: list[Record]) -> str:

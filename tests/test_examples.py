@@ -15,6 +15,7 @@ EXAMPLES = {
     "quickstart.py": r"48 tokens in \d+ steps.*\nthe same text: True",
     "streaming.py": r"\d+ tokens by target",
     "batch_and_samples.py": r"(?s)'Once upon a time' -> '.+the same samples without drafts: True",
+    "draft_model.py": r"(?s)follow +[2-9]\.\d+ .*traversal +\d.*guarantee: distribution\n.*same: True",
     "drop_in.py": r"64 tokens in \d+ steps; the same tensor: True",
     "lm_eval_task.py": r"steps for \d+ tokens; the same answers: True",
     "seq2seq.py": r"(?s)\d+ tokens in \d+ steps.+the same texts: True",

@@ -147,10 +147,11 @@ class LanguageModel:
             drafter: "auto", "off" (plain decoding), a system's name, several joined by "+", or an object.
             num_draft_tokens: a fixed tree size; None lets the policy choose.
             policy: "cost" drafts what pays on this machine; "ems" and "bass" are published rules for batches.
-            verify: "follow" writes the text of plain decoding. By name only: "residual" writes texts of its
-                law, with drafts weighed by the law they were drawn from; "confident" keeps what a drafter
-                is sure of and "tolerant" what the target nearly wrote, so that the text may differ.
-                ``Output.guarantee`` says what was promised.
+            verify: "follow" writes the text of plain decoding. By name only: "traversal", "block",
+                "residual", "k-sequential" and others (``hasten.verify.VERIFIERS``) write texts of its law,
+                with drafts weighed by the law they were drawn from, and "fastest" chooses among them;
+                "typical", "tolerant" and "confident" are approximate. ``Output.guarantee`` says what was
+                promised.
             decoder_prompt: what an encoder-decoder model's texts begin with, after its start token.
             batch_size: how many sequences are decoded side by side.
             trace: called with every decoding step.

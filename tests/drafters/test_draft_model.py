@@ -125,6 +125,13 @@ def test_nothing_is_proposed_where_only_one_token_is_left(drafts):
     assert drafter.propose(sequence, 8).depths().max() == 2
 
 
+def test_nothing_is_proposed_for_a_text_the_draft_cannot_read(drafts, monkeypatch):
+    drafter = draft_model(drafts())
+    sequence = sequence_of(PROMPTS[0])
+    monkeypatch.setattr(type(drafts()), "to_draft", lambda self, token_ids: [])
+    assert len(drafter.propose(sequence, 8)) == 0
+
+
 class Clock:
     """Time that passes only when it is told to."""
 

@@ -38,7 +38,8 @@ VerifyName = Annotated[
     str,
     typer.Option(
         "--verify",
-        help="follow (the text of plain decoding), residual (its law) or confident (approximate).",
+        help="follow: the text of plain decoding. fastest, traversal, block, residual and others: its law. "
+        "typical, tolerant, confident: approximate.",
     ),
 ]
 Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's), float32, float64, bfloat16 or float16.")]

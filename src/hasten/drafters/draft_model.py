@@ -136,10 +136,12 @@ class DraftModel(Forgetful):
             self._rounds |= dict.fromkeys(sequences, _Round(None, len(sequences)))
             for sequence in sequences:
                 sequence.stats.resting_steps[self.name] += 1
-            return [DraftTree(source_names=(self.name,)) for _ in sequences]
+            return self._nothing(sequences)
         group = self._group(arm, sequences)
         session = group.session
         texts = [group.texts[each].follow(each, arm.draft) for each in sequences]
+        if not all(texts):  # tokens that mean nothing in the draft's vocabulary, and no others
+            return self._nothing(sequences)
         if not session.num_passes:
             session.read(texts)  # prompts are read once, which is no part of what a round costs
         current = _Round(arm, len(sequences))
@@ -151,6 +153,9 @@ class DraftModel(Forgetful):
         current.trees = dict(zip(sequences, trees, strict=True))
         self._rounds |= dict.fromkeys(sequences, current)
         return trees
+
+    def _nothing(self, sequences: list[Sequence]) -> list[DraftTree]:
+        return [DraftTree(source_names=(self.name,)) for _ in sequences]
 
     def _grow(self, arm: Arm, group: _Group, budget: int) -> list[DraftTree]:
         token_price = self._arms.token_price(arm)
