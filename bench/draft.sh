@@ -55,4 +55,10 @@ for shape in ${SHAPES:-135m 360m}; do
     run "${two_short[@]}" --shape "$shape" --temperature 1 --methods "$sampled" --num-draft-tokens "${NODES:-16}" \
         --json "$output/draft-trees-$shape-temperature-1.json"
 done
+# Acceptance alone, on more prompts: the small model itself, in float32, where each text that a rule promises must
+# be plain decoding's.
+alone=("${two[@]}" --limit "${ACCEPTANCE_LIMIT:-8}" --max-new-tokens "${TREE_TOKENS:-48}" --num-draft-tokens "${NODES:-16}"
+    --dtype float32 --baselines "")
+run "${alone[@]}" --methods "$greedy" --json "$output/draft-acceptance-temperature-0.json"
+run "${alone[@]}" --temperature 1 --methods "$sampled" --json "$output/draft-acceptance-temperature-1.json"
 exit "$status"

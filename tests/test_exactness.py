@@ -139,6 +139,20 @@ def test_batches_write_what_each_prompt_gets_alone(models, plain, name, drafter,
             assert texts(found) == texts(plain(name, params, many=True))
 
 
+@pytest.mark.parametrize("drafter", [name for name in DRAFTER_NAMES if name.startswith("draft")])
+@pytest.mark.parametrize("params", ["greedy", "sampled", "truncated"])
+def test_every_tree_of_a_draft_model_is_exact_alone_and_in_batches_of_8(models, drafter, params):
+    lm = models()
+    prompts = MANY[:8]
+    expected = [lm.generate(prompt, PARAMS[params], drafter="off") for prompt in prompts]
+    for batch_size in (1, 8):
+        found = lm.generate(
+            prompts, PARAMS[params], drafter=drafter, num_draft_tokens=16, batch_size=batch_size
+        )
+        assert texts(found) == texts(expected)
+        assert sum(output.stats.num_accepted_tokens for output in found) > 0
+
+
 @pytest.mark.parametrize("drafter", [*DRAFTER_NAMES, "suffix+token-recycling"])
 @pytest.mark.parametrize("params", PARAMS)
 def test_every_drafter_is_exact_cold_and_warm(models, plain, params, drafter):
