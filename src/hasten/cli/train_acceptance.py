@@ -35,7 +35,7 @@ def train_acceptance(
 
     from hasten.cli.options import quiet_loading
     from hasten.drafters.corpus_texts import find_files, tokenised
-    from hasten.drafters.trees.acceptance_head import draft_fingerprint, save_head
+    from hasten.drafters.trees.acceptance_head import HEAD_FILE, draft_fingerprint, save_head
     from hasten.models.causal_lm import CausalLM
     from hasten.models.draft_lm import load_draft
     from hasten.models.loading import load_pretrained
@@ -62,4 +62,7 @@ def train_acceptance(
         f"{output}: {metrics['acceptance']:.1%} of the guesses are accepted, held-out loss "
         f"{metrics['held_out_loss']:.4f} ({metrics['untrained_loss']:.4f} without looking at them)"
     )
-    typer.echo(f"it is for --draft {shlex.quote(draft)}")
+    typer.echo(
+        f"as {HEAD_FILE} in the draft's folder, it is used by --draft {shlex.quote(draft)} "
+        "--drafter draft-specdec"
+    )
