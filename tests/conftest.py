@@ -179,10 +179,8 @@ def drafts(targets: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
                     noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
                     parameter.add_(noise.to(parameter.dtype), alpha=0.02)
             target = targets(name, dtype)
-            draft = made[name, dtype] = load_draft(model, target=target, target_tokenizer=None)
-            draft.folder = tmp_path_factory.mktemp("draft")
-            head = AcceptanceHead(model.get_input_embeddings().weight.shape[1])
-            save_head(draft.folder / HEAD_FILE, head, draft_fingerprint(model))
+            draft = load_draft(model, target=target, target_tokenizer=None)
+            made[name, dtype] = with_head(draft, tmp_path_factory.mktemp("draft"))
         return made[name, dtype]
 
     return get
@@ -207,10 +205,22 @@ def corpus_index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def with_head(draft: DraftLM, folder: Path) -> DraftLM:
+    """The draft, as if it had been loaded from a folder with an acceptance head that knows nothing."""
+    model = draft.model.forward.model
+    head = AcceptanceHead(model.get_input_embeddings().weight.shape[1])
+    save_head(folder / HEAD_FILE, head, draft_fingerprint(model))
+    draft.folder = folder
+    return draft
+
+
 def with_index(language_model: LanguageModel, path: Path, texts: list[str]) -> LanguageModel:
-    """The same model, with an index of these texts."""
+    """The same model, with an index of these texts, and with itself as its draft model."""
+    target, tokenizer = language_model.target, language_model.tokenizer
     write_index(path, [np.array(language_model.encode(text)) for text in texts], language_model.fingerprint)
-    return LanguageModel(language_model.target, language_model.tokenizer, drafter="off", index=path)
+    draft = load_draft(target.forward.model, target=target, target_tokenizer=tokenizer, tokenizer=tokenizer)
+    draft = with_head(draft, path.parent)
+    return LanguageModel(target, tokenizer, drafter="off", index=path, draft=draft)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from adversaries import Adversary, trees
 from hasten.core import Acceptance, SamplingParams, Sequence, TopCandidates
-from hasten.drafters import AUTO, DRAFTERS, CombinedDrafter, NoDrafter, Resources, make_drafter
+from hasten.drafters import AUTO, DRAFT, DRAFTERS, CombinedDrafter, NoDrafter, Resources, make_drafter
 from hasten.drafters.base import Observation
 from hasten.errors import ConfigError, StoreError
 from hasten.sampling import Sampler
@@ -221,4 +221,16 @@ def test_names_become_drafters():
     assert [one.name for one in make_drafter("auto", Resources(97)).drafters] == list(AUTO)
     assert [one.name for one in make_drafter("suffix+aded", Resources(97)).drafters] == ["suffix", "aded"]
     for name in set(DRAFTERS) - {"rest", "superposed"}:
-        assert make_drafter(name, Resources(97)).name == name
+        if not name.startswith(DRAFT):
+            assert make_drafter(name, Resources(97)).name == name
+
+
+def test_drafters_with_a_draft_model_come_first(drafts):
+    given = Resources(97, draft=drafts())
+    assert [one.name for one in make_drafter("suffix+draft", given).drafters] == ["draft", "suffix"]
+    assert [one.name for one in make_drafter("auto", given).drafters] == ["draft", *AUTO]
+    for name in DRAFTERS:
+        if name.startswith(DRAFT):
+            assert make_drafter(name, given).name == name
+            with pytest.raises(ConfigError, match="need a draft model"):
+                make_drafter(name, Resources(97))

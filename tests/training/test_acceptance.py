@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import numpy as np
 import pytest
@@ -103,3 +104,17 @@ def test_what_cannot_be_trained_is_refused(pair):
     other.vocabulary.is_same = False
     with pytest.raises(IncompatibleModels, match="another tokenizer"):
         train_acceptance_head(other, target, TEXT, AcceptanceTraining(**SMALL))
+
+
+def test_the_tap_hears_its_own_thread_only(pair):
+    model = pair[1].forward.model
+    tap = HiddenTap(model)
+    token_ids = torch.tensor([[5, 6, 7]])
+    other = threading.Thread(target=lambda: model(token_ids))
+    other.start()
+    other.join()
+    assert tap.newest is None
+    model(token_ids[:, :2])
+    assert tap.newest is not None
+    assert tap.newest.shape[1] == 2
+    tap.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from hasten.models.forward import Forward
 
 
 class HiddenTap:
-    """Listens at the output embeddings of a transformers model, until closed.
+    """Listens at the output embeddings of a transformers model, until closed; hears its own thread only.
 
     Attributes:
         newest: [batch, tokens, hidden] of the last pass, as the head was given them; None before a pass.
@@ -18,10 +19,12 @@ class HiddenTap:
 
     def __init__(self, model: Any) -> None:
         self.newest: torch.Tensor | None = None
+        self._thread = threading.get_ident()  # a draft may read ahead with a model that is running elsewhere
         self._handle = model.get_output_embeddings().register_forward_pre_hook(self._listen)
 
     def _listen(self, module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-        self.newest = inputs[0].detach()
+        if threading.get_ident() == self._thread:
+            self.newest = inputs[0].detach()
 
     def close(self) -> None:
         self._handle.remove()

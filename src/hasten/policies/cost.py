@@ -152,7 +152,8 @@ class CostPolicy:
         gained = np.zeros((len(trees), largest + 1))
         gained[:, 0] = 1
         for row, tree in enumerate(trees):
-            gained[row, 1 : 1 + min(len(tree), largest)] = -np.sort(-tree.scores)[:largest]
+            best_first = tree.scores if tree.draft_probs is None else -np.sort(-tree.scores)
+            gained[row, 1 : 1 + len(tree)] = best_first[:largest]
         # Harmonic, not plain sum: what a lucky sequence gains does not repay those that wait for the pass.
         tokens = len(trees) ** 2 / (1 / gained.cumsum(axis=1)).sum(axis=0)
         plain_pass, passes = self._pass_times(len(trees))
