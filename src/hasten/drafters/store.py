@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,18 +25,26 @@ def save_store(path: str | os.PathLike[str], drafter: Drafter, fingerprint: str)
     path = Path(path)
     arrays = {key: np.ascontiguousarray(value) for key, value in drafter.state().items()}
     metadata = {"format": _FORMAT, "drafter": drafter.name, "tokenizer": fingerprint}
+    write_whole(path, lambda temporary: save_file(arrays, temporary, metadata), "store")
+
+
+def write_whole(path: Path, write: Callable[[str], None], what: str) -> None:
+    """Let ``write`` make a file beside this path, which takes its place only when it is complete.
+
+    Raises StoreError, which says ``what`` it was, if the place cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
         os.close(handle)
         try:
-            save_file(arrays, temporary, metadata)
+            write(temporary)
             os.replace(temporary, path)
         except BaseException:
             os.unlink(temporary)
             raise
     except OSError as problem:
-        raise StoreError(f"cannot write the store {str(path)!r}: {problem}") from problem
+        raise StoreError(f"cannot write the {what} {str(path)!r}: {problem}") from problem
 
 
 def load_store(path: str | os.PathLike[str], drafter: Drafter, fingerprint: str) -> None:

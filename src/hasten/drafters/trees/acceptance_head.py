@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from hasten.drafters.store import write_whole
 from hasten.errors import IncompatibleModels, StoreError
 
 HEAD_FILE = "acceptance_head.safetensors"
@@ -75,21 +75,9 @@ def save_head(path: str | os.PathLike[str], head: AcceptanceHead, fingerprint: s
 
     Raises StoreError if the place cannot be written.
     """
-    path = Path(path)
     notes = {"format": _FORMAT, "draft": fingerprint}
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in head.state_dict().items()}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-        os.close(handle)
-        try:
-            save_file(tensors, temporary, notes)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as problem:
-        raise StoreError(f"cannot write the acceptance head {str(path)!r}: {problem}") from problem
+    write_whole(Path(path), lambda temporary: save_file(tensors, temporary, notes), "acceptance head")
 
 
 def load_head(path: str | os.PathLike[str], fingerprint: str) -> AcceptanceHead:
