@@ -7,7 +7,7 @@ a drafter may go on ahead of the target. Knows texts and nodes; knows nothing of
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hasten.errors import ConfigError, ModelError
 from hasten.models.causal_lm import CausalLM
+from hasten.models.draft_rows import DraftRow, Step
 from hasten.models.forward import PREFILL_CHUNK, Forward
 from hasten.models.hidden_tap import HiddenForward
 from hasten.models.tree_session import Block, TreeSession
@@ -92,117 +93,6 @@ def open_draft_session(
     return session(forward, context=context, max_length=limit)
 
 
-class _Step(NamedTuple):
-    """What becomes of a row when another text is read."""
-
-    num_kept: int  # tokens of the text before that stay
-    written: list[int]  # slots of the nodes that follow them
-    missing: list[int]  # tokens to be run after those
-
-
-class _Row:
-    """A text, and the nodes below it. Lists are by node; parents come before their children."""
-
-    def __init__(self) -> None:
-        self.text: list[int] = []
-        self.start = 0  # where the part that the model knows begins
-        self.text_logits: torch.Tensor | None = None
-        self.drop_nodes()
-
-    def drop_nodes(self) -> None:
-        self._children: dict[tuple[int, int], int] = {}
-        self.parents: list[int] = []
-        self.depths: list[int] = []
-        self.token_ids: list[int] = []
-        self.slots: list[int] = []  # in the cache; 0 where there is none
-        self.logits: list[torch.Tensor] = []
-
-    @property
-    def held(self) -> list[int]:
-        """The part of the text that the model knows."""
-        return self.text[self.start :]
-
-    def path_to(self, node: int) -> list[int]:
-        """Token ids from depth 1 to a node."""
-        path = []
-        while node != ROOT:
-            path.append(self.token_ids[node])
-            node = self.parents[node]
-        return path[::-1]
-
-    def add(self, wanted: list[tuple[int, int]]) -> list[int]:
-        """Ids of these nodes; the new ones have no slots and logits yet."""
-        for parent, _ in wanted:
-            if not ROOT <= parent < len(self.parents):
-                raise ConfigError(f"node {parent} was not grown since the last read; grow parents first")
-        return [self._find_or_add(parent, token_id) for parent, token_id in wanted]
-
-    def _find_or_add(self, parent: int, token_id: int) -> int:
-        node = self._children.get((parent, token_id))
-        if node is None:
-            node = self._children[parent, token_id] = len(self.parents)
-            self.parents.append(parent)
-            self.depths.append(1 if parent == ROOT else self.depths[parent] + 1)
-            self.token_ids.append(token_id)
-        return node
-
-    def follow(self, text: list[int], context: int | None) -> _Step:
-        """Hold another text."""
-        held = len(self.text)
-        goes_on = text[:held] == self.text
-        start = self.start if goes_on else 0
-        if context is not None and len(text) - start > context:
-            start = len(text) - max(context // 2, 1)
-        if goes_on and start == self.start:
-            path = self._descend(text[held:])
-            step = _Step(held - start, [self.slots[node] for node in path], text[held + len(path) :])
-            if path:
-                self._make_root(path[-1])
-        else:
-            same = _common_length(text, self.text) if start == self.start else start
-            # The last token is run again, because only its logits tell how the text goes on.
-            num_kept = max(min(same, len(text) - 1) - start, 0)
-            step = _Step(num_kept, [], text[start + num_kept :])
-        if step.missing:
-            self.drop_nodes()
-        self.text, self.start = list(text), start
-        return step
-
-    def _descend(self, token_ids: list[int]) -> list[int]:
-        """The nodes that carry these tokens, as far as there are any."""
-        path: list[int] = []
-        for token_id in token_ids:
-            node = self._children.get((path[-1] if path else ROOT, token_id))
-            if node is None:
-                break
-            path.append(node)
-        return path
-
-    def _make_root(self, root: int) -> None:
-        """Only what is below this node stays; ids change."""
-        children, slots, logits = self._children, self.slots, self.logits
-        self.text_logits = logits[root]
-        self.drop_nodes()
-        new_ids = {root: ROOT}
-        for (parent, token_id), node in children.items():
-            if parent in new_ids:
-                new_ids[node] = self._find_or_add(new_ids[parent], token_id)
-                self.slots.append(slots[node])
-                self.logits.append(logits[node])
-
-    def logits_of(self, node: int) -> torch.Tensor:
-        if node != ROOT:
-            return self.logits[node]
-        if self.text_logits is None:
-            raise ConfigError("a row that read no text has no logits; read one first")
-        return self.text_logits
-
-
-def _common_length(one: list[int], other: list[int]) -> int:
-    pairs = zip(one, other, strict=False)
-    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
-
-
 def _check_texts(texts: list[list[int]]) -> None:
     if not all(texts):
         raise ConfigError("a text without tokens has no next token; give at least one")
@@ -232,12 +122,12 @@ class GrowingSession(TreeSession):
         self.num_passes = 0
         self._context = context
         self._max_length = max_length
-        self._rows: list[_Row] = []
+        self._rows: list[DraftRow] = []
 
     def read(self, texts: list[list[int]]) -> None:
         _check_texts(texts)
         if len(texts) != len(self._rows):
-            self._rows = [_Row() for _ in texts]
+            self._rows = [DraftRow() for _ in texts]
             self._begin(len(texts))
         steps = [row.follow(text, self._context) for row, text in zip(self._rows, texts, strict=True)]
         for index, step in enumerate(steps):
@@ -250,7 +140,7 @@ class GrowingSession(TreeSession):
             missing = [token_ids[-1:] for token_ids in missing]
         self._catch_up(missing)
 
-    def _take_over(self, index: int, step: _Step) -> None:
+    def _take_over(self, index: int, step: Step) -> None:
         """Forget what a row's new text does not begin with, and commit the nodes it goes on with."""
         if step.num_kept < self._lengths[index]:
             self._visible[index] &= self._positions[index] < step.num_kept
@@ -301,7 +191,7 @@ class GrowingSession(TreeSession):
                 row.logits += logits[index, :count].unbind()
         return node_ids
 
-    def _new_nodes(self, row: _Row, length: int) -> Block:
+    def _new_nodes(self, row: DraftRow, length: int) -> Block:
         """The nodes without slots."""
         first = len(row.slots)
         deepest = None if self._max_length is None else self._max_length - 1 - length
@@ -361,12 +251,12 @@ class RereadSession:
         self._forward = forward
         self._context = context
         self._max_length = max_length
-        self._rows: list[_Row] = []
+        self._rows: list[DraftRow] = []
 
     def read(self, texts: list[list[int]]) -> None:
         _check_texts(texts)
         if len(texts) != len(self._rows):
-            self._rows = [_Row() for _ in texts]
+            self._rows = [DraftRow() for _ in texts]
         unread = [
             row
             for row, text in zip(self._rows, texts, strict=True)
@@ -377,7 +267,7 @@ class RereadSession:
 
     def grow(self, wanted: list[list[tuple[int, int]]]) -> list[list[int]]:
         node_ids = [row.add(pairs) for row, pairs in zip(self._rows, wanted, strict=True)]
-        owners: list[_Row] = []
+        owners: list[DraftRow] = []
         texts: list[list[int]] = []
         for row in self._rows:
             new = range(len(row.logits), len(row.parents))
