@@ -39,32 +39,34 @@ def gumbel_noise(seed: int, sample: int, position: int, vocab_size: int) -> NDAr
 
 
 def warp(scores: torch.Tensor, params: SamplingParams) -> torch.Tensor:
-    """Temperature, top-k, top-p, min-p in transformers' order; [vocab] -> [vocab], excluded tokens -inf.
+    """Temperature, top-k, top-p, min-p in transformers' order; [..., vocab], excluded tokens become -inf.
 
     Ties at the edge of a cut are kept, whatever their order.
     """
     scores = scores / params.temperature
-    if params.top_k is not None and params.top_k < scores.numel():
-        floor = torch.topk(scores, params.top_k).values[-1]
+    if params.top_k is not None and params.top_k < scores.shape[-1]:
+        floor = torch.topk(scores, params.top_k).values[..., -1:]
         scores = scores.masked_fill(scores < floor, -torch.inf)
     if params.top_p < 1:
         probs = torch.softmax(scores, -1)
         scores = scores.masked_fill(probs < _nucleus_floor(probs, params.top_p), -torch.inf)
     if params.min_p > 0:
         probs = torch.softmax(scores, -1)
-        scores = scores.masked_fill(probs < params.min_p * probs.max(), -torch.inf)
+        scores = scores.masked_fill(probs < params.min_p * probs.amax(-1, keepdim=True), -torch.inf)
     return scores
 
 
 def _nucleus_floor(probs: torch.Tensor, top_p: float) -> torch.Tensor:
-    """The smallest probability inside the nucleus. A nucleus is mostly small: look at few before all."""
-    size = min(64, probs.numel())
+    """[..., 1]: the smallest probability inside the nucleus, which is mostly small: look at few before all."""
+    vocab_size = probs.shape[-1]
+    size = min(64, vocab_size)
     while True:
         best = torch.topk(probs, size).values
-        mass = best.cumsum(0)
-        if mass[-1] >= top_p or size == probs.numel():
-            return best[(mass < top_p).sum().clamp(max=size - 1)]
-        size = min(size * 16, probs.numel())
+        mass = best.cumsum(-1)
+        if size == vocab_size or bool((mass[..., -1] >= top_p).all()):
+            last = (mass < top_p).sum(-1, keepdim=True).clamp(max=size - 1)
+            return best.gather(-1, last)
+        size = min(size * 16, vocab_size)
 
 
 def top_candidates(logits: torch.Tensor, k: int) -> TopCandidates:

@@ -1,0 +1,11 @@
+"""Block policies: which range of positions is written next."""
+
+from __future__ import annotations
+
+from hasten.diffusion.base import BlockPolicy
+from hasten.diffusion.blocks.fixed import FixedBlocks
+from hasten.diffusion.blocks.whole import Whole
+
+__all__ = ["BLOCKS", "FixedBlocks", "Whole"]
+
+BLOCKS: dict[str, type[BlockPolicy]] = {one.name: one for one in (Whole, FixedBlocks)}

@@ -1,0 +1,22 @@
+"""Every forward pass computes every row: the slow twin of all caches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from hasten.core import Guarantee
+from hasten.diffusion.base import CachePolicy, Plan, Turn
+
+
+@dataclass(frozen=True)
+class NoCache(CachePolicy):
+    """Nothing is kept between forward passes."""
+
+    name: ClassVar[str] = "none"
+    guarantee: ClassVar[Guarantee] = "exact"
+    keeps_rows: ClassVar[bool] = False
+    is_constant_in_block: ClassVar[bool] = True
+
+    def plan(self, turn: Turn, state: Any) -> Plan:
+        return Plan()

@@ -1,0 +1,7 @@
+"""Revisers."""
+
+from __future__ import annotations
+
+from hasten.diffusion.base import Reviser
+
+REVISERS: dict[str, type[Reviser]] = {}
