@@ -17,7 +17,7 @@ from collections.abc import Sequence as AbstractSequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +52,8 @@ class DenoiserSpec:
     attention: Attention = "full"
     """"any-order": a causal model over any permutation, which also answers chains (sigma-GPT)"""
     block_size: int | None = None
-    """of block-causal attention: blocks are counted from position 0"""
+    """of block-causal attention: blocks are counted from position 0; of an encoder-decoder: what its decoder
+    writes at a time, counted from the end of the prompt"""
     noise: Noise = "absorbing"
 
     def __post_init__(self) -> None:
@@ -63,10 +64,16 @@ class DenoiserSpec:
             raise ConfigError(f"mask_id={self.mask_id} is also an end-of-text id; the two must differ")
         if self.logits_shift not in {0, 1}:
             raise ConfigError(f"logits_shift={self.logits_shift} cannot work; it must be 0 or 1")
-        if (self.attention == "block-causal") != (self.block_size is not None):
+        if self.attention not in get_args(Attention) or self.noise not in get_args(Noise):
+            raise ConfigError(
+                f"attention={self.attention!r}, noise={self.noise!r} is unknown; choose from "
+                f"{', '.join(get_args(Attention))} and {', '.join(get_args(Noise))}"
+            )
+        in_blocks = self.attention in {"block-causal", "encoder-decoder"}
+        if in_blocks != (self.block_size is not None):
             raise ConfigError(
                 f"attention={self.attention!r} with block_size={self.block_size}: a block size goes with "
-                "block-causal attention, and only with it"
+                "block-causal and encoder-decoder attention, and only with them"
             )
         if self.block_size is not None and self.block_size < 1:
             raise ConfigError(f"block_size={self.block_size} cannot work; it must be at least 1")
@@ -168,6 +175,11 @@ class Canvas:
         return int(np.flatnonzero(self.is_open)[0])
 
     @property
+    def prompt_length(self) -> int:
+        """How many given positions stand before the first that was not."""
+        return int((~self.is_given).argmax())
+
+    @property
     def last_given(self) -> int:
         """The last given position, -1 where nothing is: a text may only be cut after it."""
         given = np.flatnonzero(self.is_given)
@@ -241,7 +253,9 @@ class Query:
     """any-order models only: the order in which the tokens at these positions are revealed. Row k of the
     prediction then is about position chain[k], given what is not in the chain and chain[:k]"""
     wants_hidden: bool = False
-    """whether the last hidden states of the wanted rows come back too"""
+    """whether the last hidden states of all positions come back too; only where all are computed"""
+    previous: Prediction | None = None
+    """the canvas's last prediction in the same block, as it was decided on, for models that condition on it"""
 
     @property
     def num_rows(self) -> int:
@@ -257,7 +271,7 @@ class Prediction:
     logits: torch.Tensor
     """float32 or float64 [rows, vocab], on the model's device; the mask token has -inf"""
     hidden: torch.Tensor | None = None
-    """[rows, width]: last hidden states, where they were wanted"""
+    """[length, width]: last hidden states of the whole canvas, where they were wanted"""
     drawn: Ids | None = None
     """int64 [rows]: the candidate of each position where it was drawn with noise; greedy without"""
 
@@ -320,7 +334,7 @@ class Prediction:
         return Prediction(
             positions,
             self.logits[index],
-            None if self.hidden is None else self.hidden[index],
+            self.hidden,
             None if self.drawn is None else self.drawn[rows],
         )
 
@@ -350,6 +364,11 @@ class Denoiser(Protocol):
 
     @property
     def spec(self) -> DenoiserSpec: ...
+
+    @property
+    def model(self) -> Any:
+        """The torch module behind it."""
+        ...
 
     @property
     def vocab_size(self) -> int: ...

@@ -9,7 +9,7 @@ import operator
 import secrets
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,6 +75,14 @@ class _Start:
     source_features: torch.Tensor | None = None
 
 
+def whole_numbers(token_ids: Any) -> list[int]:
+    """Token ids as a list of ints. Raises PromptError for anything else."""
+    try:
+        return [operator.index(token_id) for token_id in token_ids]
+    except TypeError as problem:
+        raise PromptError(f"a prompt is a text or token ids, which are integers: {problem}") from None
+
+
 class Requests:
     """Reads prompts for one target and writes its texts."""
 
@@ -99,10 +107,7 @@ class Requests:
                     "the prompt is empty; to start from nothing, give the token id of a start token"
                 )
             prompt = self.tokenizer(prompt, **options)["input_ids"]
-        try:
-            return [operator.index(token_id) for token_id in cast(AbstractSequence[int], prompt)]
-        except TypeError as problem:
-            raise PromptError(f"a prompt is a text or token ids, which are integers: {problem}") from None
+        return whole_numbers(prompt)
 
     def jobs(
         self,

@@ -187,8 +187,8 @@ def test_the_teachers_text_fills_its_share_of_a_batch(build: Build, monkeypatch:
     marked = torch.full((3, 25), 7), torch.full((8, 25), 7)
     monkeypatch.setattr(lm, "teacher_rows", lambda *arguments: marked)
     seen: list[torch.Tensor] = []
-    batch = lm._Run._batch
-    monkeypatch.setattr(lm._Run, "_batch", lambda run, step: seen.append(batch(run, step)) or seen[-1])
+    batch = lm._Run.batch
+    monkeypatch.setattr(lm._Run, "batch", lambda run, step: seen.append(batch(run, step)) or seen[-1])
     train_language_model(build("out", **SORTED, steps=2, teacher_text_share=0.25))
     assert [[(row == 7).all().item() for row in windows] for windows in seen] == [[False] * 3 + [True]] * 2
 

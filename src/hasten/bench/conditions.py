@@ -28,8 +28,26 @@ def describe(opened: OpenModel) -> dict[str, Any]:
         "forward": opened.forward,
         "mode": target.probe.mode,
         "draft": None if draft is None else _describe_draft(draft),
+        **_machine(target.device),
+    }
+
+
+def describe_canvases(name: str, model: Any) -> dict[str, Any]:
+    """JSON-ready: a diffusion model, a transformers module, and the machine."""
+    parameter = next(model.parameters())
+    return {
+        "model": name,
+        "parameters": sum(one.numel() for one in model.parameters()),
+        "dtype": str(parameter.dtype).removeprefix("torch."),
+        "device": str(parameter.device),
+        **_machine(parameter.device),
+    }
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    return {
         "threads": torch.get_num_threads(),
-        "processor": processor_name(target.device),
+        "processor": processor_name(device),
         "versions": {
             "hasten": __version__,
             "torch": torch.__version__,

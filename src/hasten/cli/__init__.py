@@ -17,7 +17,9 @@ from hasten.cli.chat import chat
 from hasten.cli.demo import demo
 from hasten.cli.generate import generate
 from hasten.cli.index import index
+from hasten.cli.infill import infill
 from hasten.cli.info import info, systems
+from hasten.cli.parallelbench import parallelbench
 from hasten.cli.train import train_app
 from hasten.cli.verify_lab import verify_lab
 from hasten.errors import HastenError
@@ -49,11 +51,13 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(generate)
+app.command()(infill)
 app.command()(chat)
 app.command()(autocomplete)
 app.command()(info)
 app.command()(systems)
 app.command()(bench)
+app.command()(parallelbench)
 app.command()(index)
 app.command()(verify_lab)
 app.add_typer(train_app, name="train", help="Train small models on text files.")

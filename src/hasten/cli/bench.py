@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from hasten.cli import options
+from hasten.cli.bench_canvases import bench_canvases
+from hasten.cli.options import require_writable
 from hasten.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,7 +23,12 @@ if TYPE_CHECKING:
 _DISAGREE = 1
 
 
+_ONLY_AUTOREGRESSIVE = {"baselines", "batch", "max_new_tokens", "ignore_eos", "policy", "num_draft_tokens"}
+_ONLY_AUTOREGRESSIVE |= {"is_cold", "shape", "forward", "index", "draft", "draft_device", "draft_vocab"}
+
+
 def bench(
+    context: typer.Context,
     model: options.Model,
     *,
     prompts: Annotated[
@@ -31,7 +38,8 @@ def bench(
     methods: Annotated[
         str,
         typer.Option(
-            help="Drafters with commas, each alone or as DRAFTER/RULE. Plain decoding is always among them."
+            help="Drafters with commas, each alone or as DRAFTER/RULE; of a diffusion model policies such as "
+            "threshold:0.9/dual, or all. Plain decoding, or one token a forward, is always among them."
         ),
     ] = "plain,auto",
     baselines: Annotated[
@@ -67,18 +75,46 @@ def bench(
     draft: options.Draft = None,
     draft_device: options.DraftDevice = None,
     draft_vocab: options.DraftVocab = None,
+    canvas: Annotated[
+        str, typer.Option(help="New tokens a text, of a diffusion model; several with commas.")
+    ] = "32",
+    spec: options.Spec = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the records here.")] = None,
 ) -> None:
-    """Measure speed, and check that every text is plain decoding's. Exit code 1 where one is not."""
+    """Measure speed, and check that every text is plain decoding's. Exit code 1 where one is not.
+
+    Diffusion models: what is promised to be exact is compared with one token a forward.
+    """
+    from hasten.models.denoisers import is_denoiser
+
+    sources = [name for entry in prompts for name in names(entry)]
+    if is_denoiser(model, spec):
+        options.require_default(context, _ONLY_AUTOREGRESSIVE, "is for autoregressive models", model)
+        given = context.get_parameter_source("methods")
+        bench_canvases(
+            model,
+            sources,
+            methods=names(methods if given is not None and given.name != "DEFAULT" else "all"),
+            canvas_sizes=whole_numbers("canvas", canvas),
+            limit=limit,
+            temperature=temperature,
+            seed=seed,
+            repeat=repeat,
+            loading={"dtype": dtype, "device": device, "spec": spec},
+            threads=threads,
+            json_file=json_file,
+        )
+        return
+    options.require_default(context, {"canvas", "spec"}, "is for diffusion models", model)
     from hasten.bench.models import open_model
     from hasten.bench.prompts import load_prompt_sets
     from hasten.bench.runner import BenchConfig
 
     choice = options.DraftChoice(draft, draft_device, draft_vocab)
     config = BenchConfig(
-        methods=_names(methods),
-        baselines=_possible(_names(baselines), choice),
-        batch_sizes=_batch_sizes(batch),
+        methods=names(methods),
+        baselines=_possible(names(baselines), choice),
+        batch_sizes=whole_numbers("batch", batch),
         max_new_tokens=max_new_tokens,
         ignore_eos=ignore_eos,
         limit=limit,
@@ -91,7 +127,6 @@ def bench(
     )
     options.set_threads(threads)
     options.quiet_loading()
-    sources = [name for entry in prompts for name in _names(entry)]
     _require_use(choice, config)
     opened = open_model(
         model,
@@ -106,7 +141,8 @@ def bench(
     _measure(opened, config, sets, device, json_file)
 
 
-def _names(text: str) -> tuple[str, ...]:
+def names(text: str) -> tuple[str, ...]:
+    """The entries of a list with commas."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
@@ -128,12 +164,13 @@ def _require_use(draft: options.DraftChoice, config: BenchConfig) -> None:
         draft.require_use(*(name.partition("/")[0] for name in config.methods))
 
 
-def _batch_sizes(text: str) -> tuple[int, ...]:
+def whole_numbers(option: str, text: str) -> tuple[int, ...]:
+    """Of a list with commas. Raises ConfigError."""
     try:
-        return tuple(int(size) for size in _names(text))
+        return tuple(int(number) for number in names(text))
     except ValueError:
         raise ConfigError(
-            f"batch={text!r} cannot work; give whole numbers with commas, as in 1,4,8"
+            f"{option}={text!r} cannot work; give whole numbers with commas, as in 1,4,8"
         ) from None
 
 
@@ -158,7 +195,7 @@ def _measure(
         dtype = str(draft.model.dtype).removeprefix("torch.")
         stock_draft = load_stock(draft.name, dtype=dtype, device=str(draft.model.device), shape=None)
     benchmark = Benchmark(opened, config, stock, stock_draft)
-    _require_writable(json_file)
+    require_writable(json_file)
     try:
         with Progress(console=Console(stderr=True), transient=True) as bar:
             tasks = {one.name: bar.add_task(one.name, total=None) for one in sets}
@@ -174,18 +211,6 @@ def _measure(
     if any(record["identical"] is False for record in records):
         typer.echo("error: a method wrote another text than plain decoding", err=True)
         raise typer.Exit(_DISAGREE)
-
-
-def _require_writable(json_file: Path | None) -> None:
-    """Before the measurement: an hour's numbers must not be lost to a wrong folder."""
-    if json_file is not None:
-        try:
-            json_file.parent.mkdir(parents=True, exist_ok=True)
-            json_file.touch()
-        except OSError as problem:
-            raise ConfigError(
-                f"cannot write {str(json_file)!r} ({problem}); choose another file"
-            ) from problem
 
 
 def _report(benchmark: Benchmark, sets: list[PromptSet], json_file: Path | None) -> list[dict[str, Any]]:

@@ -13,7 +13,9 @@ import typer
 from rich.console import Console
 
 from hasten.cli import options
+from hasten.cli.canvases import ConstraintChoice, DiffusionChoice, write_canvases
 from hasten.cli.live import LiveText, summary
+from hasten.cli.prompt_files import read_prompts
 from hasten.core import SamplingParams
 from hasten.errors import ConfigError, GenerationInterrupted, PromptError
 
@@ -22,7 +24,22 @@ if TYPE_CHECKING:
     from hasten.requests import Output
 
 
+_ONLY_AUTOREGRESSIVE = {
+    "verify",
+    "drafter",
+    "num_draft_tokens",
+    "forward",
+    "store",
+    "index",
+    "draft",
+    "draft_device",
+    "draft_vocab",
+}
+_ONLY_DIFFUSION = {"spec", "regex", "json_schema", "grammar", "guide", "filter_file", "joint_sampler"}
+
+
 def generate(
+    context: typer.Context,
     model: options.Model,
     *,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt. Repeatable.")] = None,
@@ -38,7 +55,7 @@ def generate(
     stop: options.Stop = None,
     drafter: options.DrafterName = "auto",
     num_draft_tokens: options.NumDraftTokens = None,
-    policy: options.PolicyName = "cost",
+    policy: options.AnyPolicyName = None,
     verify: options.VerifyName = "follow",
     batch: Annotated[int, typer.Option(help="How many prompts are written side by side.")] = 1,
     as_json: Annotated[
@@ -53,8 +70,17 @@ def generate(
     draft: options.Draft = None,
     draft_device: options.DraftDevice = None,
     draft_vocab: options.DraftVocab = None,
+    spec: options.Spec = None,
+    regex: options.Regex = None,
+    json_schema: options.JsonSchema = None,
+    grammar: options.Grammar = None,
+    guide: options.Guide = None,
+    filter_file: options.FilterFile = None,
+    joint_sampler: options.JointSampler = None,
 ) -> None:
     """Continue one or more prompts. The text of a single prompt appears while it is written."""
+    from hasten.models.denoisers import is_denoiser
+
     params = SamplingParams(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -66,6 +92,16 @@ def generate(
     )
     if bool(prompt) == bool(file):
         raise PromptError("give either --prompt TEXT or --file FILE")
+    if is_denoiser(model, spec):
+        options.require_default(context, _ONLY_AUTOREGRESSIVE, "is for autoregressive models", model)
+        diffusion = DiffusionChoice(model, dtype, device, spec, guide, filter_file, joint_sampler).load()
+        rules = ConstraintChoice(regex, json_schema, grammar)
+        asked = file if file is not None else list(prompt or [])
+        write_canvases(
+            diffusion, rules, asked, params, policy=policy, batch=batch, as_json=as_json, trace=trace
+        )
+        return
+    options.require_default(context, _ONLY_DIFFUSION, "is for diffusion models", model)
     language_model = options.load_model(
         model,
         dtype=dtype,
@@ -76,9 +112,11 @@ def generate(
         index=index,
         draft=options.DraftChoice(draft, draft_device, draft_vocab),
     )
-    prompts = _read_prompts(file, language_model) if file else list(prompt or [])
+    prompts = list(prompt or [])
+    if file:
+        prompts = read_prompts(file, language_model.tokenizer, language_model.target.vocab_size)
     with _saved_store(language_model, store), _open_trace(trace, language_model) as tracer:
-        arguments: dict[str, Any] = {"num_draft_tokens": num_draft_tokens, "policy": policy}
+        arguments: dict[str, Any] = {"num_draft_tokens": num_draft_tokens, "policy": policy or "cost"}
         arguments |= {"verify": verify, "trace": tracer}
         if len(prompts) == 1 and not as_json:
             _stream(language_model, prompts[0], params, arguments)
@@ -89,27 +127,6 @@ def generate(
             _print_outputs(prompts, interrupted.outputs, as_json)
             raise
         _print_outputs(prompts, outputs, as_json)
-
-
-def _read_prompts(path: Path, language_model: LanguageModel) -> list[Any]:
-    if path.suffix != ".jsonl":
-        try:
-            return [path.read_text(encoding="utf-8")]
-        except (OSError, UnicodeDecodeError) as problem:
-            raise PromptError(f"cannot read {str(path)!r} ({problem}); give a text file") from problem
-    from hasten.bench.prompts import chat_prompt, load_prompt_set
-
-    prompts: list[Any] = []
-    for conversation in load_prompt_set(str(path), language_model.target.vocab_size).conversations:
-        if len(conversation.turns) > 1:
-            raise PromptError(
-                f"{path} has a conversation of {len(conversation.turns)} turns; generate answers single "
-                "prompts, bench and chat several turns"
-            )
-        text = conversation.turns[0]
-        user = [{"role": "user", "content": text}]
-        prompts.append(chat_prompt(language_model.tokenizer, user) if conversation.is_chat else text)
-    return prompts
 
 
 @contextmanager

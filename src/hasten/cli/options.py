@@ -34,6 +34,35 @@ PolicyName = Annotated[
     str,
     typer.Option("--policy", help="How much to draft: cost (what pays), or the batch rules ems and bass."),
 ]
+AnyPolicyName = Annotated[
+    str | None,
+    typer.Option(
+        "--policy",
+        help="How much to draft: cost (the default), ems or bass. Of a diffusion model: auto (the default), "
+        "exact, or parts such as threshold:0.9+credit/dual; see `hasten systems`.",
+        show_default=False,
+    ),
+]
+Spec = Annotated[
+    str | None,
+    typer.Option(help="What a diffusion checkpoint does not say, as in mask_id=1,attention=full,eos_ids=0."),
+]
+Regex = Annotated[str | None, typer.Option(help="The text shall match it. Diffusion models.")]
+JsonSchema = Annotated[
+    Path | None, typer.Option(help="The text shall be JSON of the schema in this file. Diffusion models.")
+]
+Grammar = Annotated[
+    Path | None, typer.Option(help="The text shall be in the grammar of this Lark file. Diffusion models.")
+]
+Guide = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="An autoregressive model for --policy guided.")
+]
+FilterFile = Annotated[
+    Path | None, typer.Option("--filter", help="A file of `hasten train filter`, for --policy learn2pd.")
+]
+JointSampler = Annotated[
+    Path | None, typer.Option(help="A file of `hasten train joint`, for --policy joint.")
+]
 VerifyName = Annotated[
     str,
     typer.Option(
@@ -158,3 +187,24 @@ def set_threads(threads: int | None) -> None:
     if threads < 1:
         raise ConfigError(f"threads={threads} cannot work; it must be at least 1")
     torch.set_num_threads(threads)
+
+
+def require_writable(json_file: Path | None) -> None:
+    """Before the measurement: an hour's numbers must not be lost to a wrong folder. Raises ConfigError."""
+    if json_file is not None:
+        try:
+            json_file.parent.mkdir(parents=True, exist_ok=True)
+            json_file.touch()
+        except OSError as problem:
+            raise ConfigError(
+                f"cannot write {str(json_file)!r} ({problem}); choose another file"
+            ) from problem
+
+
+def require_default(context: typer.Context, names: set[str], what: str, model: str) -> None:
+    """Raises ConfigError for an option that this kind of model would not hear."""
+    for name in sorted(names):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT":
+            option = name.removesuffix("_file").replace("_", "-")
+            raise ConfigError(f"--{option} {what}, and {model!r} is none; leave it out")

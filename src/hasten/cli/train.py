@@ -8,20 +8,20 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from hasten.cli.train_acceptance import train_acceptance
+from hasten.cli.train_diffusion import train_diffusion
+from hasten.cli.train_filter import train_filter
+from hasten.cli.train_joint import train_joint
+from hasten.cli.training_progress import training_bar
 from hasten.errors import ConfigError
 
 train_app = typer.Typer(no_args_is_help=True)
 train_app.command("acceptance")(train_acceptance)
+train_app.command("diffusion")(train_diffusion)
+train_app.command("filter")(train_filter)
+train_app.command("joint")(train_joint)
 
 
 @train_app.callback()
@@ -69,19 +69,7 @@ def train_lm(
         seed=seed,
         resume=resume or None,
     )
-    columns = (
-        TextColumn("step"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[numbers]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns) as bar:
-        task = bar.add_task("train", total=config.steps, numbers="preparing the text")
-
-        def show(step: int, num_steps: int, metrics: dict[str, float]) -> None:
-            bar.update(task, completed=step, total=num_steps, numbers=_numbers(metrics))
-
+    with training_bar(config.steps) as show:
         folder = train_language_model(config, show)
     typer.echo(f"the model is in {folder}; try: hasten generate {folder} -p 'Once upon a time'")
 
@@ -131,12 +119,3 @@ def train_trim(
         f"{place}: {len(made.kept_ids):,} tokens, {made.coverage:.2%} of the {made.num_tokens:,} in the texts"
     )
     typer.echo(f"try: --draft {shlex.quote(draft)} --draft-vocab {shlex.quote(str(place))}")
-
-
-def _numbers(metrics: dict[str, float]) -> str:
-    parts = [f"loss {metrics['loss']:.3f}"]
-    if "held_out_loss" in metrics:
-        parts.append(f"held out {metrics['held_out_loss']:.3f}")
-    if "tokens_per_second" in metrics:
-        parts.append(f"{metrics['tokens_per_second']:,.0f} tokens/s")
-    return ", ".join(parts)

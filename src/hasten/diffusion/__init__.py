@@ -1,1 +1,1 @@
-"""Masked diffusion: one loop, and small policies that decide which rows run and which positions are written."""
+"""Masked diffusion: one loop, and small policies that say which rows run and which positions are written."""

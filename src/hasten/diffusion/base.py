@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from hasten.canvas import Block, Canvas, DenoiserSpec, Ids, Prediction, Query
-from hasten.core import Guarantee
+from hasten.core import Guarantee, SamplingParams
+from hasten.diffusion.drawing import Draw
 
 if TYPE_CHECKING:
-    from hasten.diffusion.drawing import Draw
     from hasten.diffusion.strategy import Strategy
 
 Wants = Literal["open", "block", "canvas"]
 Inquiry = Generator[list[Query], list[Prediction], "Selection"]
 
 NONE: Ids = np.empty(0, dtype=np.int64)
+_GREEDY = Draw(SamplingParams())
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,8 @@ class Step:
     """predictions that it has had in this block before"""
     sequence: int = 0
     """the canvas's number in the session, for queries of a selector's own"""
+    draw: Draw = _GREEDY
+    """gives predictions of a selector's own their candidates; knows the laws that these are drawn from"""
 
     @property
     def num_open(self) -> int:
@@ -50,8 +53,9 @@ class Step:
 
     @cached_property
     def open(self) -> Prediction:
-        """Of the open positions of the block: what may be committed now."""
-        return self.prediction.at(self.canvas.open_in(self.block))
+        """Of the open positions of the block that were predicted: what may be committed now."""
+        waiting = self.canvas.open_in(self.block)
+        return self.prediction.at(np.intersect1d(waiting, self.prediction.positions, assume_unique=True))
 
     @cached_property
     def everywhere(self) -> Prediction:
@@ -83,8 +87,10 @@ class Revision:
     edited: Ids = field(default_factory=lambda: NONE)
     token_ids: Ids = field(default_factory=lambda: NONE)
     """int64: the tokens of the edited positions"""
-    noise: Ids | None = None
-    """int64: what the reopened positions hold; None for the noise of the denoiser"""
+    kept: Ids = field(default_factory=lambda: NONE)
+    """positions to open again that go on holding their token; the reopened ones get fresh noise"""
+    looks_again: bool = False
+    """whether the block shall be predicted once more although nothing of it is open"""
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,10 @@ class Helpers:
     """a trained filter, for "learn2pd" """
     sampler: Any = None
     """a trained one-layer sampler, for "joint" """
+    delimiter_ids: tuple[int, ...] = ()
+    """tokens that end a line, for "adablock" """
+    spec: DenoiserSpec | None = None
+    """of the denoiser; ``parse_strategy`` sets it"""
 
 
 class Policy:
@@ -133,6 +143,8 @@ class Policy:
     wants: ClassVar[Wants] = "open"
     published_with: ClassVar[str | None] = None
     """the selector that goes with it where a caller names none"""
+    wants_hidden: ClassVar[bool] = False
+    """whether predictions shall carry the last hidden states of the canvas"""
 
     @classmethod
     def make(cls, helpers: Helpers, **values: Any) -> Policy:
@@ -168,8 +180,10 @@ class BlockPolicy(Policy):
 class Selector(Policy):
     """Which open positions are written after a forward pass, and with what."""
 
-    wants_hidden: ClassVar[bool] = False
-    """whether predictions shall carry the last hidden states"""
+    @property
+    def block_size(self) -> int | None:
+        """The only size of blocks that it can work with; None for any."""
+        return None
 
     @property
     def order_is_known(self) -> bool:
@@ -214,13 +228,15 @@ class StopPolicy(Policy):
 
     cuts_the_end: ClassVar[bool] = False
     """whether it may shorten a canvas"""
+    ends_open: ClassVar[bool] = False
+    """whether it is certain to end a canvas that is never all written, such as one of uniform noise"""
 
     def before_commit(self, step: Step, state: Any) -> Finish | None:
         """After a forward pass, before its selection."""
         return None
 
     def after_commit(self, step: Step, state: Any) -> Finish | None:
-        """After the selection was written and revised."""
+        """After the selection was written and revised; only a ``length`` counts here."""
         return None
 
 
@@ -235,8 +251,11 @@ class CachePolicy(Policy):
     """Which rows a forward pass computes."""
 
     keeps_rows: ClassVar[bool] = True
-    is_constant_in_block: ClassVar[bool] = False
-    """whether every pass of a block but the first computes the same rows, whatever was committed"""
+
+    @property
+    def is_constant_in_block(self) -> bool:
+        """Whether every pass of a block but the first computes the same rows, whatever was committed."""
+        return False
 
     def plan(self, turn: Turn, state: Any) -> Plan:
         raise NotImplementedError
@@ -255,6 +274,13 @@ class Verifier(Policy):
         ``step`` is the last forward pass, from whose prediction they are guessed.
         """
         raise NotImplementedError
+
+    def imagined(self, step: Step, state: Any) -> Step:
+        """What a forward pass of a foreseen canvas may tell; by default, what the last one told.
+
+        ``step`` has the foreseen canvas, and the prediction of the canvas before it.
+        """
+        return step
 
     def settle(self, step: Step, selection: Selection, draw: Draw, state: Any) -> Selection:
         """The tokens that are written at the selected positions."""

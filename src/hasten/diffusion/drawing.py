@@ -1,8 +1,8 @@
 """From predictions to candidates: greedy, or with noise that belongs to a position.
 
 A candidate is the arg-max of the warped logits plus Gumbel noise that depends on (seed, sample, position)
-alone, as in the autoregressive loop. So a position's candidate changes between forward passes only as far as its
-logits do, and the same seed writes the same text whatever is drafted, cached or batched beside it.
+alone, as in the autoregressive loop. So a position's candidate changes between forward passes only as far as
+its logits do, and the same seed writes the same text whatever is drafted or batched beside it.
 """
 
 from __future__ import annotations
@@ -60,6 +60,10 @@ class Draw:
             best = logits.argmax(-1, keepdim=True)
             return torch.zeros_like(logits, dtype=torch.float64).scatter_(-1, best, 1.0)
         return torch.softmax(warp(logits, self.params).double(), -1)
+
+    def generator(self, position: int, stream: int) -> np.random.Generator:
+        """Random numbers of a position, independent of those of other streams; 0 draws its candidates."""
+        return keyed_generator(self.seed, self.sample, position, stream)
 
     def _noise_at(self, prediction: Prediction) -> torch.Tensor:
         vocab_size = prediction.logits.shape[-1]

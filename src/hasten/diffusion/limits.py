@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as AbstractSequence
+
 import numpy as np
 import torch
 
-from hasten.canvas import Canvas, DenoiserSpec, Prediction
+from hasten.canvas import Block, Canvas, Prediction
 from hasten.diffusion.base import Selection
-from hasten.diffusion.constraints.base import Constraint
+from hasten.diffusion.constraints.base import Constraint, ConstraintRun
 
 
 class Limits:
-    """Keeps one canvas in the constraint's language.
+    """Keeps each of some spans of a canvas in the constraint's language.
 
-    Raises ConfigError where nothing of the canvas's length is in the language.
+    Raises ConfigError where no text of a span's length is in the language.
     """
 
-    def __init__(self, constraint: Constraint, canvas: Canvas, spec: DenoiserSpec, vocab_size: int) -> None:
-        start = int((~canvas.is_given).argmax())
-        self._run = constraint.start((start, len(canvas)), spec.eos_ids, vocab_size)
+    def __init__(
+        self,
+        constraint: Constraint,
+        spans: AbstractSequence[Block],
+        eos_ids: AbstractSequence[int],
+        vocab_size: int,
+    ) -> None:
+        self._runs = [(span, constraint.start(span, eos_ids, vocab_size)) for span in spans]
+
+    def _run_at(self, position: int) -> ConstraintRun:
+        return next(run for span, run in self._runs if span.start <= position < span.end)
 
     def masked(self, canvas: Canvas, prediction: Prediction) -> Prediction:
         """-inf for every token after which no completion would be left."""
-        allowed = self._run.allowed(canvas.token_ids, canvas.is_open)
         banned = np.zeros(prediction.logits.shape, dtype=bool)
-        for row in np.flatnonzero(canvas.is_open[prediction.positions]).tolist():
-            banned[row] = ~allowed.at(int(prediction.positions[row]))
+        for span, run in self._runs:
+            asked = prediction.positions
+            is_inside = (asked >= span.start) & (asked < span.end) & canvas.is_open[asked]
+            if is_inside.any():
+                allowed = run.allowed(canvas.token_ids, canvas.is_open)
+                for row in np.flatnonzero(is_inside).tolist():
+                    banned[row] = ~allowed.at(int(asked[row]))
         mask = torch.from_numpy(banned).to(prediction.logits.device)
         return prediction.with_logits(prediction.logits.masked_fill(mask, -torch.inf))
 
@@ -36,10 +50,10 @@ class Limits:
         """
         sureness = prediction.at(selection.positions).with_tokens(selection.token_ids).confidence
         ids, is_open, kept = canvas.token_ids.copy(), canvas.is_open.copy(), []
-        for row in np.argsort(-sureness, kind="stable"):
+        for row in np.argsort(-sureness, kind="stable").tolist():
             position, token_id = int(selection.positions[row]), int(selection.token_ids[row])
-            if self._run.admit(ids, is_open, position, token_id):
+            if self._run_at(position).admit(ids, is_open, position, token_id):
                 ids[position], is_open[position] = token_id, False
-                kept.append(int(row))
+                kept.append(row)
         kept.sort()
         return Selection(selection.positions[kept], selection.token_ids[kept])

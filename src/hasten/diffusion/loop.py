@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hasten.canvas import Block, Canvas, Denoiser, Ids, Prediction, Query
-from hasten.diffusion.base import NONE, Finish, Plan, Policy, Revision, Selection, Step, Turn
+from hasten.diffusion.base import NONE, Finish, Plan, Policy, Revision, Selection, Step, Turn, Verifier
 from hasten.diffusion.drawing import Draw, Noise
 from hasten.diffusion.limits import Limits
 from hasten.diffusion.strategy import Strategy
@@ -65,6 +65,7 @@ class Writing:
         policies = list(self.strategy.policies)
         self._states: dict[int, Any] = {id(one): one.start(self.canvas) for one in policies}
         self._wants = {one.wants for one in policies}
+        self._wants_hidden = any(one.wants_hidden for one in policies)
         self._ahead: dict[bytes, _Answers] = {}
         self._last: Step | None = None
         self._rows = 0
@@ -84,12 +85,13 @@ class Writing:
         step = replace(step, block=self.strategy.blocks.choose(window, step))
         while True:
             finish = self._asked_to_stop(step, "before_commit")
+            was_open = step.num_open
             step = self._cut(step, finish)
-            if not step.num_open:
+            if was_open and not step.num_open:
                 return
-            yield from self._commit(step, fills=finish.fills)
+            looks_again = yield from self._commit(step, fills=finish.fills)
             step = self._cut(step, self._asked_to_stop(step, "after_commit"))
-            if not step.num_open:
+            if not step.num_open and not looks_again:
                 return
             self._last = step
             step = yield from self._look(step.block, step.forward_in_block + 1)
@@ -115,7 +117,9 @@ class Writing:
         """The prediction of the canvas as it is now, ready to be decided on."""
         answers = yield from self._predict(block, forward_in_block)
         number = self.stats.num_steps - 1
-        step = Step(self.canvas, block, answers.prediction, number, forward_in_block, self.sequence)
+        step = Step(
+            self.canvas, block, answers.prediction, number, forward_in_block, self.sequence, self.draw
+        )
         for transform, extras in zip(self.strategy.transforms, answers.extras, strict=True):
             step = replace(step, prediction=transform.apply(step, extras, self._state(transform)))
         if self.limits is not None:
@@ -153,15 +157,17 @@ class Writing:
         verifier = self.strategy.verifier
         if verifier is None or self._last is None:
             return []
-        return verifier.drafts(self._last, self._foreseen(self._last), self._state(verifier))
+        return verifier.drafts(self._last, self._foreseen(self._last, verifier), self._state(verifier))
 
-    def _foreseen(self, last: Step) -> Iterator[Canvas]:
-        """What the canvas becomes if later predictions are like the last one."""
+    def _foreseen(self, last: Step, verifier: Verifier) -> Iterator[Canvas]:
+        """What the canvas becomes if later predictions are as imagined, by default like the last one."""
         selector = self.strategy.selector
         state = copy.deepcopy(self._state(selector))
         canvas = self.canvas
+        step = last
         while True:
-            step = replace(last, canvas=canvas, forward_in_block=last.forward_in_block + 1)
+            step = replace(step, canvas=canvas, forward_in_block=step.forward_in_block + 1)
+            step = verifier.imagined(step, self._state(verifier))
             selection = selector.select(step, state)
             canvas = canvas.fork()
             canvas.commit(selection.positions, selection.token_ids)
@@ -179,7 +185,8 @@ class Writing:
             wanted=wanted,
             computed=plan.computed,
             stores=plan.stores,
-            wants_hidden=self.strategy.selector.wants_hidden,
+            wants_hidden=self._wants_hidden,
+            previous=self._last.prediction if self._last else None,
         )
         return _Questions(query, [one.extra_queries(query, canvas) for one in self.strategy.transforms])
 
@@ -192,13 +199,14 @@ class Writing:
             is_wanted |= canvas.is_open
         return np.flatnonzero(is_wanted)
 
-    def _commit(self, step: Step, *, fills: bool) -> Asking:
+    def _commit(self, step: Step, *, fills: bool) -> Generator[list[Query], list[Prediction], bool]:
+        """Writes and revises; whether the block shall be looked at again even if nothing is open."""
         strategy = self.strategy
-        if fills:
-            selection = Selection.of(step.everywhere, slice(None))
+        if fills or not step.num_open:
+            selection = Selection.of(step.everywhere, slice(None)) if fills else Selection(NONE, NONE)
         else:
             selection = yield from strategy.selector.inquire(step, self._state(strategy.selector))
-        if not len(selection.positions):
+        if step.num_open and not len(selection.positions):
             raise ValueError(f"selector {strategy.selector.name!r} wrote nothing; it must write a position")
         if strategy.verifier is not None:
             state = self._state(strategy.verifier)
@@ -209,6 +217,7 @@ class Writing:
         revisions = [] if fills else self._revise(step, selection)
         self.stats.num_tokens = int((~self.canvas.is_open & ~self.canvas.is_given).sum())
         self.records.append(self._record(step, selection, revisions))
+        return any(one.looks_again for one in revisions)
 
     def _revise(self, step: Step, selection: Selection) -> list[Revision]:
         forward = self.stats.num_forwards
@@ -216,10 +225,8 @@ class Writing:
         for reviser in self.strategy.revisers:
             revision = reviser.revise(step, selection, self._state(reviser))
             self.canvas.edit(revision.edited, revision.token_ids, forward)
-            noise = revision.noise
-            self.canvas.reopen(
-                revision.reopened, self.noise(revision.reopened, forward) if noise is None else noise
-            )
+            self.canvas.reopen(revision.reopened, self.noise(revision.reopened, forward))
+            self.canvas.reopen(revision.kept, self.canvas.token_ids[revision.kept])
             revisions.append(revision)
         return revisions
 
@@ -248,8 +255,8 @@ class Writing:
 def denoise(denoiser: Denoiser, writings: AbstractSequence[Writing]) -> Generator[list[Record], None, None]:
     """Write all canvases to their end, a forward pass at a time; yields what happened after each pass.
 
-    ``writings[i].sequence`` is i. Canvases and stats are up to date whenever it yields, so the generator may be
-    closed at any time. An inquiring selector's passes may yield no record.
+    ``writings[i].sequence`` is i. Canvases and stats are up to date whenever it yields, so the generator may
+    be closed at any time. An inquiring selector's passes may yield no record.
     """
     keeps_rows = any(writing.strategy.cache.keeps_rows for writing in writings)
     session = denoiser.open([len(writing.canvas) for writing in writings], keeps_rows=keeps_rows)

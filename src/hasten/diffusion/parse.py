@@ -1,15 +1,16 @@
 """Strategies from a line of text: "threshold:0.8+credit+blocks:64/dual".
 
 Parts are joined by "+", the cache follows a "/". A part may carry values: ":0.8" is its first parameter,
-":tau=0.8,order=margin" names them. Without a selector the one that the parts were published with is used, which
-mostly is the reference.
+":tau=0.8,order=margin" names them. Without a selector the one that the parts were published with is used,
+which mostly is the reference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar, get_args, get_type_hints
+from dataclasses import fields, is_dataclass, replace
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from hasten.canvas import DenoiserSpec
 from hasten.diffusion.base import (
@@ -49,13 +50,15 @@ def parse_strategy(text: str, spec: DenoiserSpec, helpers: Helpers = Helpers()) 
 
     Raises ConfigError for an unknown name, a value that cannot work, or parts that do not go together.
     """
+    helpers = replace(helpers, spec=spec)
     line, _, cache_text = text.partition("/")
     parts = [_make(one.strip(), PARTS, helpers) for one in line.split("+")]
     cache = _make(cache_text.strip() or "none", CACHES, helpers)
     assert isinstance(cache, CachePolicy)
+    selector = _single(parts, Selector, "selector") or _published_with(parts, helpers)
     strategy = Strategy(
-        blocks=_single(parts, BlockPolicy, "block policy") or default_blocks(spec),
-        selector=_single(parts, Selector, "selector") or _published_with(parts, helpers),
+        blocks=_single(parts, BlockPolicy, "block policy") or default_blocks(spec, selector.block_size),
+        selector=selector,
         transforms=tuple(one for one in parts if isinstance(one, Transform)),
         stops=tuple(one for one in parts if isinstance(one, StopPolicy)),
         revisers=tuple(one for one in parts if isinstance(one, Reviser)),
@@ -66,11 +69,11 @@ def parse_strategy(text: str, spec: DenoiserSpec, helpers: Helpers = Helpers()) 
     return strategy
 
 
-def default_blocks(spec: DenoiserSpec) -> FixedBlocks:
-    """Those of a block-causal denoiser, or the largest up to 32 that divide the canvas."""
+def default_blocks(spec: DenoiserSpec, size: int | None = None) -> FixedBlocks:
+    """Those of a block-causal denoiser, those of a size, or the largest up to 32 that divide the canvas."""
     if spec.attention == "block-causal":
         return FixedBlocks(spec.block_size, aligned=True)
-    return FixedBlocks()
+    return FixedBlocks(size or spec.block_size)
 
 
 def _published_with(parts: list[Policy], helpers: Helpers) -> Selector:
@@ -103,8 +106,9 @@ def _make(text: str, table: Mapping[str, type[Policy]], helpers: Helpers) -> Pol
 
 def _values(kind: type[Policy], name: str, text: str) -> dict[str, Any]:
     """The parameters in a text such as "0.8" or "tau=0.8,radius=2"."""
-    known: list[str] = [one.name for one in fields(kind) if one.init] if is_dataclass(kind) else []
     types = get_type_hints(kind)
+    names: list[str] = [one.name for one in fields(kind) if one.init] if is_dataclass(kind) else []
+    known = [name for name in names if _text_kind(types[name])]
     values: dict[str, Any] = {}
     for index, entry in enumerate(filter(None, text.split(","))):
         key, has_name, value = entry.rpartition("=")
@@ -117,9 +121,16 @@ def _values(kind: type[Policy], name: str, text: str) -> dict[str, Any]:
     return values
 
 
+def _text_kind(hint: Any) -> type | None:
+    """What a text gives to a parameter of this type; None where only code can give it."""
+    options = get_args(hint) if get_origin(hint) in {Union, UnionType} else (hint,)
+    return next((one for one in (bool, int, float, str) if one in options), None)
+
+
 def _value(kind: Any, text: str, where: str) -> Any:
     """A text as a bool, int, float or str, whichever the parameter is."""
-    wanted = next(one for one in (bool, int, float, str) if one is kind or one in get_args(kind))
+    wanted = _text_kind(kind)
+    assert wanted is not None
     try:
         if wanted is bool:
             return {"1": True, "0": False}[text]

@@ -58,7 +58,7 @@ class Strategy:
 
     @property
     def reference(self) -> Strategy:
-        """The strategy that this one is measured against: same blocks, order and transforms of the question."""
+        """What this one is measured against: same blocks and order, and transforms that belong to the question."""
         asked = tuple(one for one in self.transforms if one.guarantee == "exact")
         return Strategy(
             blocks=self.blocks if self.blocks.guarantee == "exact" else FixedBlocks(),
@@ -72,10 +72,10 @@ class Strategy:
         for policy in self.policies:
             if reason := policy.refuses(self, spec):
                 raise ConfigError(f"{policy.name!r} cannot work in {self.name!r}: {reason}")
-        if spec.noise == "uniform" and not (self.revisers and self.stops):
+        if spec.noise == "uniform" and not (self.revisers and any(one.ends_open for one in self.stops)):
             raise ConfigError(
                 f"{self.name!r} cannot write with uniform noise, where every position stays open: it needs a "
-                "reviser and a stop policy, such as 'renoise+stable'"
+                "reviser and a stop policy that ends it, such as 'editable+fixed-point' or 'renoise+stable'"
             )
 
     def check_canvas(self, canvas: Canvas) -> None:

@@ -39,7 +39,7 @@ def load_pretrained(
     """
     target_device = resolve_device(device)
     torch_dtype = resolve_dtype(dtype, target_device)
-    source = _resolve_source(name)
+    source = resolve_source(name)
     if name in BUNDLED:
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # nothing to wait for
     try:
@@ -68,12 +68,13 @@ def _auto_class(config: Any) -> Any:
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a bundled name, a local folder or a hub id. Raises ModelError."""
     try:
-        return AutoTokenizer.from_pretrained(_resolve_source(name), trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(resolve_source(name), trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, RuntimeError) as problem:
         raise ModelError(f"cannot load the tokenizer of {name!r}: {problem}") from problem
 
 
-def _resolve_source(name: str) -> str:
+def resolve_source(name: str) -> str:
+    """The folder or hub id that a name stands for. Raises ModelError where there is nothing."""
     if name in BUNDLED:
         return str(bundled_path(name))
     path = Path(name).expanduser()

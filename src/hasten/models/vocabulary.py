@@ -133,6 +133,12 @@ class SharedTokens(VocabularyMap):
         return list(self._draft.longest_match(wanted))
 
 
+def ordinary_token_bytes(tokenizer: Any, vocab_size: int) -> dict[int, bytes]:
+    """What each token below ``vocab_size`` stands for; control tokens, which stand for no text, are left out."""
+    tokens = _Tokens.of(tokenizer, vocab_size)
+    return {token_id: text for token_id, text in tokens.bytes_of.items() if token_id not in tokens.control_ids}
+
+
 @dataclass(frozen=True, slots=True)
 class _Tokens:
     """What the ids of one tokenizer stand for; of several ids for the same bytes, ``by_bytes`` has one."""
@@ -140,6 +146,7 @@ class _Tokens:
     bytes_of: dict[int, bytes]
     by_bytes: dict[bytes, int]
     controls: dict[bytes, int]
+    control_ids: frozenset[int]
     unknown: int | None
     _longest: int = field(default=0)
 
@@ -164,7 +171,7 @@ class _Tokens:
                 by_bytes.setdefault(bytes_of[token_id], token_id)
         named = {bytes_of[each]: each for each in sorted(controls) if each in bytes_of}
         longest = max(map(len, by_bytes), default=0)
-        return cls(bytes_of, by_bytes, named, tokenizer.unk_token_id, longest)
+        return cls(bytes_of, by_bytes, named, frozenset(controls), tokenizer.unk_token_id, longest)
 
     def spells(self, ids: list[int], wanted: bytes) -> bool:
         """Whether ordinary tokens spell just these bytes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,30 +20,21 @@ _ACCEPTED: dict[str, tuple[type, ...]] = {
     "tuple[int, ...]": (tuple, list),
 }
 
-_LISTS: dict[str, type] = {"files": str, "keep_layers": int, "exits": int}
+_LISTS: dict[str, type] = {"files": str, "keep_layers": int, "exits": int, "canvas_lengths": int}
 
 _FREE_TO_CHANGE = {"data", "output", "device", "resume", "checkpoint_every", "evaluate_every", "report_every"}
 """Options that may differ when a run is resumed, since they do not decide what is learnt."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """One run of `train_language_model`. Raises ConfigError for a value that cannot work.
+class RunConfig:
+    """What every training run of a small Llama is told. Raises ConfigError for a value that cannot work.
 
-    ``files`` are relative to ``data``; one that is named twice counts twice. ``tokenizer`` is a folder, a
-    bundled model or a hub name; ``vocab_size`` in its place trains one of that many tokens on the files.
-    ``held_out_fraction`` of the tokens is kept from training, whole documents at a time; 0 keeps none.
-    ``distill_weight`` is the share of the loss that follows ``distill_from`` instead of the text.
-    ``start_from`` is a model to begin with, of the same shape but for its depth; ``keep_layers`` are those of
-    its layers that stay, counted from 0. ``exits`` are numbers of layers after which the model learns to
-    predict, besides its full depth; each has ``exit_weight`` of the full depth's weight. Before training,
-    ``distill_from`` writes ``teacher_text_tokens``, each row after ``teacher_prompt_length`` tokens of the
-    text; they fill ``teacher_text_share`` of each batch.
+    ``tokenizer`` is a folder, a bundled model or a hub name; ``vocab_size`` in its place trains one of that
+    many tokens on the files.
     """
 
-    files: tuple[str, ...]
     output: str
-    data: str = "."
     tokenizer: str | None = None
     vocab_size: int | None = None
     hidden_size: int = 256
@@ -66,15 +57,6 @@ class TrainingConfig:
     gradient_clip: float = 1.0
     held_out_fraction: float = 0.01
     num_held_out_windows: int = 128
-    distill_from: str | None = None
-    distill_weight: float = 0.5
-    start_from: str | None = None
-    keep_layers: tuple[int, ...] = ()
-    exits: tuple[int, ...] = ()
-    exit_weight: float = 0.3
-    teacher_text_tokens: int = 0
-    teacher_text_share: float = 0.5
-    teacher_prompt_length: int = 32
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
@@ -102,7 +84,8 @@ class TrainingConfig:
             if name in given:
                 options.pop(other, None)
         options |= given
-        if missing := sorted({"files", "output"} - set(options)):
+        needed = {field.name for field in fields(cls) if field.default is MISSING}
+        if missing := sorted(needed - set(options)):
             raise ConfigError(f"{recipe_path}: {' and '.join(missing)} must be given")
         return cls(**options)
 
@@ -110,12 +93,14 @@ class TrainingConfig:
         for field in fields(self):
             self._require_kind(field.name, str(field.type))
         # A JSON list or a CLI list is as good as a tuple, but a frozen config holds nothing that can change.
-        for name in _LISTS:
+        for name in self._lists():
             object.__setattr__(self, name, tuple(getattr(self, name)))
         self._require_limits()
-        self._require_choices()
-        self._require_layers()
-        self._require_teacher_text()
+        self._require_shape()
+
+    @classmethod
+    def _lists(cls) -> list[str]:
+        return [field.name for field in fields(cls) if field.name in _LISTS]
 
     def _require_kind(self, name: str, kind: str) -> None:
         value = getattr(self, name)
@@ -132,21 +117,13 @@ class TrainingConfig:
             self._require(getattr(self, name) >= 1, name, "at least 1")
         for name in ("learning_rate", "gradient_clip", "rms_norm_eps", "rope_theta"):
             self._require(getattr(self, name) > 0, name, "above 0")
-        self._require(self.teacher_prompt_length >= 1, "teacher_prompt_length", "at least 1")
-        for name in ("warmup_steps", "weight_decay", "exit_weight", "teacher_text_tokens"):
+        for name in ("warmup_steps", "weight_decay"):
             self._require(getattr(self, name) >= 0, name, "0 or more")
-        for name in ("final_learning_rate_ratio", "distill_weight", "teacher_text_share"):
-            self._require(0 <= getattr(self, name) <= 1, name, "between 0 and 1")
+        self._require_between_0_and_1("final_learning_rate_ratio")
         self._require(0 <= self.held_out_fraction < 1, "held_out_fraction", "at least 0 and below 1")
         self._require(0 <= self.seed < 2**63, "seed", "between 0 and 2**63 - 1")
 
-    def _require_choices(self) -> None:
-        if (self.tokenizer is None) == (self.vocab_size is None):
-            raise ConfigError(
-                f"tokenizer={self.tokenizer!r} and vocab_size={self.vocab_size!r} cannot work; give either a"
-                " tokenizer to use or the vocab_size of one to train"
-            )
-        self._require(len(self.files) > 0, "files", "one or more text files")
+    def _require_shape(self) -> None:
         self._require(
             self.precision in ("auto", "float32", "bfloat16"), "precision", "auto, float32 or bfloat16"
         )
@@ -162,6 +139,73 @@ class TrainingConfig:
             "sequence_length",
             f"at most max_position_embeddings={self.max_position_embeddings}",
         )
+
+    def _require_text(self, files: tuple[str, ...]) -> None:
+        if (self.tokenizer is None) == (self.vocab_size is None):
+            raise ConfigError(
+                f"tokenizer={self.tokenizer!r} and vocab_size={self.vocab_size!r} cannot work; give either a"
+                " tokenizer to use or the vocab_size of one to train"
+            )
+        self._require(len(files) > 0, "files", "one or more text files")
+
+    def _require_between_0_and_1(self, *names: str) -> None:
+        for name in names:
+            self._require(0 <= getattr(self, name) <= 1, name, "between 0 and 1")
+
+    def _require(self, condition: bool, name: str, remedy: str) -> None:
+        if not condition:
+            raise ConfigError(f"{name}={getattr(self, name)!r} cannot work; it must be {remedy}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self) | {name: list(getattr(self, name)) for name in self._lists()}
+
+    def require_same_run(self, earlier: dict[str, Any]) -> None:
+        """Raises ConfigError when a run started with the options `earlier` cannot be resumed with these."""
+        now = self.as_dict()
+        for name in sorted((set(now) | set(earlier)) - _FREE_TO_CHANGE):
+            if now.get(name) != earlier.get(name):
+                raise ConfigError(
+                    f"cannot resume: {name} was {earlier.get(name)!r} and is {now.get(name)!r} now; give the"
+                    " earlier value, or start again in another output folder"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(RunConfig):
+    """One run of `train_language_model`. Raises ConfigError for a value that cannot work.
+
+    ``files`` are relative to ``data``; one that is named twice counts twice.
+    ``held_out_fraction`` of the tokens is kept from training, whole documents at a time; 0 keeps none.
+    ``distill_weight`` is the share of the loss that follows ``distill_from`` instead of the text.
+    ``start_from`` is a model to begin with, of the same shape but for its depth; ``keep_layers`` are those of
+    its layers that stay, counted from 0. ``exits`` are numbers of layers after which the model learns to
+    predict, besides its full depth; each has ``exit_weight`` of the full depth's weight. Before training,
+    ``distill_from`` writes ``teacher_text_tokens``, each row after ``teacher_prompt_length`` tokens of the
+    text; they fill ``teacher_text_share`` of each batch.
+    """
+
+    files: tuple[str, ...]
+    data: str = "."
+    distill_from: str | None = None
+    distill_weight: float = 0.5
+    start_from: str | None = None
+    keep_layers: tuple[int, ...] = ()
+    exits: tuple[int, ...] = ()
+    exit_weight: float = 0.3
+    teacher_text_tokens: int = 0
+    teacher_text_share: float = 0.5
+    teacher_prompt_length: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_text(self.files)
+        self._require(self.teacher_prompt_length >= 1, "teacher_prompt_length", "at least 1")
+        for name in ("exit_weight", "teacher_text_tokens"):
+            self._require(getattr(self, name) >= 0, name, "0 or more")
+        self._require_between_0_and_1("distill_weight", "teacher_text_share")
+        self._require_layers()
+        self._require_teacher_text()
 
     def _require_layers(self) -> None:
         if self.keep_layers and self.start_from is None:
@@ -194,24 +238,6 @@ class TrainingConfig:
             "teacher_prompt_length",
             f"at most sequence_length={self.sequence_length}",
         )
-
-    def _require(self, condition: bool, name: str, remedy: str) -> None:
-        if not condition:
-            raise ConfigError(f"{name}={getattr(self, name)!r} cannot work; it must be {remedy}")
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self) | {name: list(getattr(self, name)) for name in _LISTS}
-
-    def require_same_run(self, earlier: dict[str, Any]) -> None:
-        """Raises ConfigError when a run started with the options `earlier` cannot be resumed with these."""
-        now = self.as_dict()
-        for name in sorted((set(now) | set(earlier)) - _FREE_TO_CHANGE):
-            if now.get(name) != earlier.get(name):
-                raise ConfigError(
-                    f"cannot resume: {name} was {earlier.get(name)!r} and is {now.get(name)!r} now; give the"
-                    " earlier value, or start again in another output folder"
-                )
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -17,14 +17,14 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, Pr
 
 from hasten.errors import ConfigError, IncompatibleModels, ModelError
 from hasten.training.data import Corpus, TokenArray
-from hasten.training.recipe import TrainingConfig
+from hasten.training.recipe import RunConfig, TrainingConfig
 from hasten.training.tokenizer import load_tokenizer, resolve_model
 
 _ROWS_AT_ONCE = 128
 
 
 def load_like(
-    option: str, name: str, config: TrainingConfig, tokenizer: PreTrainedTokenizerFast
+    option: str, name: str, config: RunConfig, tokenizer: PreTrainedTokenizerFast
 ) -> PreTrainedModel:
     """The model that `option` names, in float32 on the CPU; its tokens must be those of `tokenizer`."""
     vocabulary, its_vocabulary = tokenizer.get_vocab(), load_tokenizer(name).get_vocab()

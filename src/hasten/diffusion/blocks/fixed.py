@@ -37,16 +37,12 @@ class FixedBlocks(BlockPolicy):
     def window(self, canvas: Canvas) -> Block:
         if self.aligned:
             size = self.size or DEFAULT_SIZE
-            start = canvas.first_open
-            return Block(start, min(len(canvas), (start // size + 1) * size))
-        origin = self._origin(canvas)
+            start = canvas.first_open // size * size
+            return Block(start, min(len(canvas), start + size))
+        origin = canvas.prompt_length
         size = self._size(len(canvas) - origin, ends_open=not canvas.is_given[origin:].any())
         start = origin + (canvas.first_open - origin) // size * size
         return Block(start, min(len(canvas), start + size))
-
-    @staticmethod
-    def _origin(canvas: Canvas) -> int:
-        return int((~canvas.is_given).argmax())
 
     def _size(self, length: int, *, ends_open: bool) -> int:
         if self.size is None:
@@ -66,4 +62,7 @@ class FixedBlocks(BlockPolicy):
                 f"this denoiser's blocks have {spec.block_size} positions, counted from position 0; choose "
                 f"'blocks:size={spec.block_size},aligned=1'"
             )
+        longest = spec.block_size or DEFAULT_SIZE
+        if spec.attention == "encoder-decoder" and (self.size or DEFAULT_SIZE) > longest:
+            return f"this denoiser writes {spec.block_size} positions at a time; choose 'blocks:{spec.block_size}'"
         return None

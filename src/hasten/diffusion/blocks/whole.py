@@ -26,4 +26,6 @@ class Whole(BlockPolicy):
     def refuses(self, strategy: Strategy, spec: DenoiserSpec) -> str | None:
         if spec.attention == "block-causal":
             return f"this denoiser sees no later block; choose 'blocks:{spec.block_size}'"
+        if spec.attention == "encoder-decoder":
+            return f"this denoiser writes {spec.block_size} positions at a time; choose 'blocks:{spec.block_size}'"
         return None

@@ -16,7 +16,10 @@ class NoCache(CachePolicy):
     name: ClassVar[str] = "none"
     guarantee: ClassVar[Guarantee] = "exact"
     keeps_rows: ClassVar[bool] = False
-    is_constant_in_block: ClassVar[bool] = True
+
+    @property
+    def is_constant_in_block(self) -> bool:
+        return True
 
     def plan(self, turn: Turn, state: Any) -> Plan:
         return Plan()

@@ -1,7 +1,7 @@
 """Deterministic automata over token ids, with tokens grouped by what they do.
 
-Two tokens that lead from every state to the same state are one class: a step then costs the classes, of which a
-vocabulary of many thousands has a few dozen, and not the tokens.
+Two tokens that lead from every state to the same state are one class: a step then costs the classes, of which
+a vocabulary of many thousands has a few dozen, and not the tokens.
 """
 
 from __future__ import annotations

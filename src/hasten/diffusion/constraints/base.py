@@ -1,8 +1,8 @@
-"""What a constraint answers: which tokens may stand where, so that a text of the language can still be completed.
+"""What a constraint answers: which tokens may stand where, so that the text can still get into the language.
 
-A constraint covers a span of the canvas. Its text is what stands before the first end-of-text token; after that
-token every later position of the span holds one too. A text that fills the span without one counts as well.
-Answers are exact: a token is allowed if and only if some completion of the canvas with it is in the language.
+A constraint covers a span of the canvas. Its text is what stands before the first end-of-text token; after
+that token every later position of the span holds one too. A text that fills the span without one counts as
+well. Answers are exact: a token is allowed if and only if some completion with it is in the language.
 Knows arrays only, neither canvas nor policy.
 """
 
@@ -37,7 +37,8 @@ class AllowedTokens:
 
     def __getitem__(self, rows: Any) -> Flags:
         """bool [rows, vocab] for some of the open positions, by their place in ``positions``."""
-        return self.classes[rows][..., self.class_of]
+        allowed: Flags = self.classes[rows][..., self.class_of]
+        return allowed
 
     @property
     def matrix(self) -> Flags:

@@ -1,7 +1,7 @@
 """Automata over bytes: made deterministic, trimmed, and compared.
 
-Edges carry ranges of bytes; code points become their UTF-8 byte sequences. Knows neither regular expressions nor
-tokens.
+Edges carry ranges of bytes; code points become their UTF-8 byte sequences. Knows neither regular expressions
+nor tokens.
 """
 
 from __future__ import annotations
@@ -76,10 +76,7 @@ class ByteNfa:
     def state(self) -> int:
         """A new one. Raises ConfigError where there are too many."""
         if len(self.edges) >= 4 * MAX_STATES:
-            raise ConfigError(
-                f"the pattern needs more than {4 * MAX_STATES} states; lower its repetition counts, or repeat "
-                "without a limit"
-            )
+            raise _too_many(4 * MAX_STATES)
         self.edges.append([])
         self.jumps.append([])
         return len(self.edges) - 1
@@ -129,10 +126,7 @@ class ByteNfa:
                 row[group] = numbers[following]
             rows.append(row)
             if len(numbers) > MAX_STATES:
-                raise ConfigError(
-                    f"the pattern needs more than {MAX_STATES} states; lower its repetition counts, or repeat "
-                    "without a limit"
-                )
+                raise _too_many(MAX_STATES)
         table = np.repeat(np.array(rows), np.diff(cuts), axis=1)
         is_final = np.array([end in states for states in numbers])
         return _minimal(table, is_final)
@@ -147,6 +141,13 @@ class ByteNfa:
                     found.add(target)
                     waiting.append(target)
         return frozenset(found)
+
+
+def _too_many(num_states: int) -> ConfigError:
+    return ConfigError(
+        f"the pattern needs more than {num_states} states; "
+        "lower its repetition counts, or repeat without a limit"
+    )
 
 
 def _minimal(table: NDArray[np.int32], is_final: NDArray[np.bool_]) -> ByteDfa:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from re import _constants as codes, _parser as parser  # type: ignore[attr-defined]
+from re import _constants as codes, _parser as parser
 from typing import Any
 
 from hasten.diffusion.constraints.bytes_dfa import LAST_CODE_POINT, ByteDfa, ByteNfa, Ranges
@@ -74,15 +74,16 @@ class _Builder:
             items = items[1:]
         while items and edges[1] and _is_anchor(items[-1], _ENDS):
             items = items[:-1]
-        for index, (code, argument) in enumerate(items):
+        for index, item in enumerate(items):
             is_last = index == len(items) - 1
             target = end if is_last else self.nfa.state()
-            self._item(code, argument, start, target, flags, (edges[0] and index == 0, edges[1] and is_last))
+            self._item(item, start, target, flags, (edges[0] and index == 0, edges[1] and is_last))
             start = target
         if not items:
             self.nfa.jumps[start].append(end)
 
-    def _item(self, code: Any, argument: Any, start: int, end: int, flags: int, edges: Edges) -> None:
+    def _item(self, item: tuple[Any, Any], start: int, end: int, flags: int, edges: Edges) -> None:
+        code, argument = item
         if code in {codes.LITERAL, codes.NOT_LITERAL, codes.ANY, codes.IN}:
             self.nfa.add_characters(start, end, _characters(code, argument, flags))
         elif code is codes.BRANCH:
@@ -108,7 +109,7 @@ class _Builder:
         is_bounded = high != codes.MAXREPEAT
         if (high if is_bounded else low) > MAX_REPEAT:
             raise ConfigError(
-                f"pattern {self._pattern!r} repeats more than {MAX_REPEAT} times; repeat without a limit instead"
+                f"pattern {self._pattern!r} repeats more than {MAX_REPEAT} times; repeat without a limit"
             )
         items = list(inner)
         for _ in range(low):

@@ -1,9 +1,10 @@
 """Texts of a regular language: the automaton's states before and after every position, exact for the length.
 
 The states that the text so far can reach, and those from which the rest can still be accepted, come from one
-pass in each direction over the canvas; a token fits where it leads from one of the former to one of the latter.
-A commit changes both only as far as it matters, and only that much is computed again. The question is that of
-constrained diffusion decoding (arXiv 2508.10111), asked for the exact length instead of gaps of any length.
+pass in each direction over the canvas; a token fits where it leads from one of the former to one of the
+latter. A commit changes both only as far as it matters, and only that much is computed again. The setting is
+DINGO's (arXiv 2505.23061), which searches the likeliest text of a block from left to right; here nothing is
+searched, and whoever commits may do so anywhere, in any order.
 """
 
 # ruff: noqa: PLR0917 - kernels take plain arrays one by one, which keeps their calls cheap
@@ -17,9 +18,20 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from hasten.core import System
 from hasten.diffusion.constraints.automaton import DEAD, TokenAutomaton
 from hasten.diffusion.constraints.base import AllowedTokens, ConstraintRun, Flags, Ids, checked_span
 from hasten.errors import ConfigError
+
+SYSTEM = System(
+    name="regular-constraint",
+    title="DINGO: Constrained Inference for Diffusion LLMs",
+    arxiv="2505.23061",
+    kind="constraint",
+    guarantee="exact",
+    module="hasten.diffusion.constraints.regular",
+    summary="only tokens after which a text of a regular language can still be completed",
+)
 
 OPEN = -2
 """In a row of classes: a position that may still take any; DEAD: a token that fits nowhere."""

@@ -72,7 +72,10 @@ class TokenTrie:
         self.ids = [by_bytes[text] for text in sorted(by_bytes)]
 
     def automaton(self, dfa: ByteDfa) -> TokenAutomaton:
-        """The automaton over tokens of the texts that ``dfa`` accepts. Raises ConfigError if it gets too large."""
+        """The automaton over tokens of the texts that ``dfa`` accepts.
+
+        Raises ConfigError if it gets too large.
+        """
         grouping = Grouping(len(self.ending))
         walked = np.full(len(self.parents), DEAD, np.int32)
         arrays = (self.parents, self.last_bytes, self.ends, self.ending, walked)
@@ -81,8 +84,8 @@ class TokenTrie:
         class_of_string, num_classes = grouping.classes()
         if dfa.num_states * num_classes > MAX_TABLE:
             raise ConfigError(
-                f"the constraint has {dfa.num_states} states that tell {num_classes} kinds of tokens apart, which "
-                f"is more than {MAX_TABLE} entries; lower its repetition counts, or repeat without a limit"
+                f"the constraint has {dfa.num_states} states for {num_classes} kinds of tokens, more than "
+                f"{MAX_TABLE} entries; lower its repetition counts, or repeat without a limit"
             )
         table = np.full((dfa.num_states, num_classes), DEAD, np.int32)
         for state in range(dfa.num_states):

@@ -1,8 +1,8 @@
 """FreeDave: the text of the same policies without it, in fewer forward passes (arXiv 2510.00294).
 
 The last prediction foresees what the selector would write in the next steps; those canvases are predicted in
-one forward pass, and each that does come up needs no pass of its own. It is lossless whatever the other policies
-are, as long as a prediction depends on nothing but its canvas.
+one forward pass, and each that does come up needs no pass of its own. It is lossless whatever the other
+policies are, as long as a prediction depends on nothing but its canvas.
 """
 
 from __future__ import annotations
@@ -13,12 +13,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hasten.canvas import Canvas, DenoiserSpec
-from hasten.core import Guarantee
+from hasten.core import Guarantee, System
 from hasten.diffusion.base import Step, Verifier
 from hasten.errors import ConfigError
 
 if TYPE_CHECKING:
     from hasten.diffusion.strategy import Strategy
+
+SYSTEM = System(
+    name="freedave",
+    title="Free Draft-and-Verification: Toward Lossless Parallel Decoding for Diffusion Large Language "
+    "Models",
+    arxiv="2510.00294",
+    kind="diffusion verifier",
+    guarantee="exact",
+    module="hasten.diffusion.verifiers.freedave",
+    summary="predicts the canvases that the last prediction foresees, in one forward pass",
+)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,62 @@
+"""``hasten infill``: write the gaps of a text with a diffusion model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hasten.cli import options
+from hasten.cli.canvases import ConstraintChoice, DiffusionChoice, as_dict, show, traced
+from hasten.core import SamplingParams
+from hasten.errors import ConfigError
+
+
+def infill(
+    model: options.Model,
+    template: Annotated[
+        str,
+        typer.Argument(
+            metavar="TEMPLATE", help="Text with gaps, as in 'def f(x):<gap:20>return y'.", show_default=False
+        ),
+    ],
+    *,
+    policy: Annotated[
+        str, typer.Option(help="auto, exact, or parts such as threshold:0.9/dual; see `hasten systems`.")
+    ] = "auto",
+    temperature: options.Temperature = 0.0,
+    top_p: options.TopP = 1.0,
+    top_k: options.TopK = None,
+    min_p: options.MinP = 0.0,
+    seed: options.Seed = None,
+    regex: options.Regex = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object with statistics.")] = False,
+    trace: Annotated[Path | None, typer.Option(help="Write one JSON line a decoding step.")] = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = None,
+    spec: options.Spec = None,
+    guide: options.Guide = None,
+    filter_file: options.FilterFile = None,
+    joint_sampler: options.JointSampler = None,
+) -> None:
+    """Fill the gaps of a text; what stands around them stays as it is."""
+    from hasten.diffusion.prompts import parse_template
+    from hasten.models.denoisers import is_denoiser
+
+    if not is_denoiser(model, spec):
+        raise ConfigError(f"{model!r} is no diffusion model, and others cannot infill; try demo-diffusion")
+    pieces = parse_template(template)
+    params = SamplingParams(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed)
+    diffusion = DiffusionChoice(model, dtype, device, spec, guide, filter_file, joint_sampler).load()
+    constraint = ConstraintChoice(regex).constraint(diffusion.tokenizer)
+    with traced(trace, diffusion) as tracer:
+        if as_json:
+            output = diffusion.infill(pieces, params, policy=policy, constraint=constraint, trace=tracer)
+            typer.echo(json.dumps(as_dict(template, output), ensure_ascii=False))
+        else:
+            show(
+                diffusion,
+                diffusion.stream(pieces, params, policy=policy, constraint=constraint, trace=tracer),
+            )

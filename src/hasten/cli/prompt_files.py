@@ -1,0 +1,30 @@
+"""Prompts from the files that ``--file`` names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hasten.errors import PromptError
+
+
+def read_prompts(path: Path, tokenizer: Any, vocab_size: int) -> list[Any]:
+    """The prompts of a .jsonl as for bench; any other file is one prompt. Raises PromptError."""
+    if path.suffix != ".jsonl":
+        try:
+            return [path.read_text(encoding="utf-8")]
+        except (OSError, UnicodeDecodeError) as problem:
+            raise PromptError(f"cannot read {str(path)!r} ({problem}); give a text file") from problem
+    from hasten.bench.prompts import chat_prompt, load_prompt_set
+
+    prompts: list[Any] = []
+    for conversation in load_prompt_set(str(path), vocab_size).conversations:
+        if len(conversation.turns) > 1:
+            raise PromptError(
+                f"{path} has a conversation of {len(conversation.turns)} turns; generate answers single "
+                "prompts, bench and chat several turns"
+            )
+        text = conversation.turns[0]
+        user = [{"role": "user", "content": text}]
+        prompts.append(chat_prompt(tokenizer, user) if conversation.is_chat else text)
+    return prompts

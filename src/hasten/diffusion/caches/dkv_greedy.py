@@ -1,0 +1,82 @@
+"""dKV-Cache-Greedy (arXiv 2505.15781): only what was just written, what will be, and their neighbours.
+
+It has to know which positions are written next before they are predicted, so it needs a selector whose order is
+known in advance. A neighbour is an open position at most ``window`` away from one that was written since the last
+pass or will be written after this one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from hasten.canvas import Canvas, DenoiserSpec, Mask
+from hasten.core import Guarantee, System
+from hasten.diffusion.base import CachePolicy, Plan, Turn
+from hasten.diffusion.caches.stored import StoredRows
+from hasten.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hasten.diffusion.strategy import Strategy
+
+SYSTEM = System(
+    name="dkv-greedy",
+    title="dKV-Cache: The Cache for Diffusion Language Models",
+    arxiv="2505.15781",
+    kind="diffusion cache",
+    guarantee="approximate",
+    module="hasten.diffusion.caches.dkv_greedy",
+    summary="computes what was just written, what will be, and their neighbours (cache dkv-greedy)",
+)
+
+
+@dataclass(frozen=True)
+class GreedyCache(CachePolicy):
+    """``interval``: every row is computed in each so many forward passes of a block."""
+
+    name: ClassVar[str] = "dkv-greedy"
+    interval: int = 2
+    window: int = 4
+
+    def __post_init__(self) -> None:
+        if self.interval < 1 or self.window < 0:
+            raise ConfigError(
+                f"{self.name}:interval={self.interval},window={self.window} cannot work; the interval is 1 "
+                "pass or more, the window 0 positions or more"
+            )
+
+    @property
+    def guarantee(self) -> Guarantee:
+        return "exact" if self.interval == 1 else "approximate"
+
+    @property
+    def is_constant_in_block(self) -> bool:
+        return self.interval == 1
+
+    def start(self, canvas: Canvas) -> StoredRows:
+        return StoredRows.of(canvas)
+
+    def plan(self, turn: Turn, state: StoredRows) -> Plan:
+        canvas = turn.canvas
+        if turn.forward_in_block % self.interval == 0:
+            return state.stores(canvas)
+        assert turn.upcoming is not None
+        centres = state.changed(canvas)
+        centres[turn.upcoming] = True
+        return state.stores(canvas, centres | (self._near(centres) & canvas.is_open))
+
+    def _near(self, centres: Mask) -> Mask:
+        """bool [length]: at most ``window`` away from one of the centres."""
+        reach = np.convolve(centres, np.ones(2 * self.window + 1), mode="full")
+        near: Mask = reach[self.window : self.window + len(centres)] > 0.5
+        return near
+
+    def refuses(self, strategy: Strategy, spec: DenoiserSpec) -> str | None:
+        if not strategy.selector.order_is_known:
+            return (
+                f"selector {strategy.selector.name!r} does not know in advance what it will write; choose "
+                "'static:order=random' or 'static:order=left-to-right', or the cache 'dkv'"
+            )
+        return None

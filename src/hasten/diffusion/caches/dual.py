@@ -1,0 +1,36 @@
+"""Fast-dLLM's dual cache (arXiv 2505.22618): only the block is computed, what is around it once a block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from hasten.canvas import Mask
+from hasten.core import System
+from hasten.diffusion.base import Turn
+from hasten.diffusion.caches.prefix import Prefix
+
+SYSTEM = System(
+    name="dual-cache",
+    title="Fast-dLLM: Training-free Acceleration of Diffusion LLM by Enabling KV Cache and Parallel Decoding",
+    arxiv="2505.22618",
+    kind="diffusion cache",
+    guarantee="approximate",
+    module="hasten.diffusion.caches.dual",
+    summary="keeps the rows before and after the block while it is written (cache dual)",
+)
+
+
+@dataclass(frozen=True)
+class Dual(Prefix):
+    """See Prefix; the rows after the block are kept as well."""
+
+    name: ClassVar[str] = "dual"
+
+    @staticmethod
+    def _active(turn: Turn) -> Mask:
+        places = np.arange(len(turn.canvas))
+        active: Mask = (places >= turn.block.start) & (places < turn.block.end)
+        return active

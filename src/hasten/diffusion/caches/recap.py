@@ -1,0 +1,61 @@
+"""ReCAP (arXiv 2505.19089): whole passes take turns with local ones, which read the context as it was.
+
+A local pass computes what is still open in the block and what changed since the last whole pass, and stores
+nothing. Made for images, whose tokens are all one block; here the targets are those of the block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from hasten.canvas import Canvas
+from hasten.core import Guarantee, System
+from hasten.diffusion.base import CachePolicy, Plan, Turn
+from hasten.diffusion.caches.stored import StoredRows
+from hasten.errors import ConfigError
+
+SYSTEM = System(
+    name="recap",
+    title="Plug-and-Play Context Feature Reuse for Efficient Masked Generation",
+    arxiv="2505.19089",
+    kind="diffusion cache",
+    guarantee="approximate",
+    module="hasten.diffusion.caches.recap",
+    summary="whole forward passes take turns with local ones (cache recap)",
+)
+
+
+@dataclass(frozen=True)
+class Recap(CachePolicy):
+    """``local``: local passes after each whole one."""
+
+    name: ClassVar[str] = "recap"
+    local: int = 1
+
+    def __post_init__(self) -> None:
+        if self.local < 0:
+            raise ConfigError(
+                f"{self.name}:{self.local} cannot work; 0 or more local passes follow a whole one"
+            )
+
+    @property
+    def guarantee(self) -> Guarantee:
+        return "exact" if self.local == 0 else "approximate"
+
+    @property
+    def is_constant_in_block(self) -> bool:
+        return self.local == 0
+
+    def start(self, canvas: Canvas) -> StoredRows:
+        return StoredRows.of(canvas)
+
+    def plan(self, turn: Turn, state: StoredRows) -> Plan:
+        canvas = turn.canvas
+        if turn.forward_in_block % (self.local + 1) == 0:
+            return state.stores(canvas)
+        computed = state.changed(canvas)
+        computed[canvas.open_in(turn.block)] = True
+        return Plan(np.flatnonzero(computed))

@@ -1,0 +1,369 @@
+"""Load a masked-diffusion model, generate, infill, stream: everything around the diffusion loop."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+from collections.abc import Callable, Iterator, Sequence as AbstractSequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from hasten.canvas import Block, Canvas, Denoiser
+from hasten.core import FinishReason, Guarantee, SamplingParams
+from hasten.diffusion.auto import Auto
+from hasten.diffusion.base import Helpers
+from hasten.diffusion.constraints.base import Constraint
+from hasten.diffusion.drawing import Draw, noise_source
+from hasten.diffusion.limits import Limits
+from hasten.diffusion.loop import Writing, denoise
+from hasten.diffusion.parse import parse_strategy
+from hasten.diffusion.prompts import CanvasReader, Gap, Template, Text, parse_template
+from hasten.diffusion.strategy import Strategy
+from hasten.diffusion.trace import DiffusionStats, Record
+from hasten.diffusion.transforms.no_eos import NoEos
+from hasten.errors import ConfigError, GenerationInterrupted, PromptError
+from hasten.models.denoisers import load_denoiser
+
+Trace = Callable[[Record], None]
+
+
+@dataclass(frozen=True, slots=True)
+class DiffusionOutput:
+    """One finished text. ``text`` is empty for a model without a tokenizer.
+
+    ``guarantee`` is to the reference, one token a forward with nothing cached: "exact" is its text,
+    "distribution" one of its law, "approximate" neither. ``strategy`` names what wrote it.
+    """
+
+    text: str
+    token_ids: list[int]
+    """to the first end-of-text token, that one included; of an infill, the whole canvas"""
+    gaps: list[str]
+    """of an infill: what was written into each gap"""
+    finish_reason: FinishReason
+    stats: DiffusionStats
+    seed: int
+    prompt_ids: list[int]
+    guarantee: Guarantee
+    strategy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A canvas after one forward pass, as it is streamed."""
+
+    segments: list[tuple[str, bool]]
+    """pieces of the new text in order, and whether each is committed; others are the model's present guess"""
+    records: list[Record]
+    """what was written in this pass"""
+    output: DiffusionOutput | None = None
+    """set on the last one"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    writing: Writing
+    params: SamplingParams
+    seed: int
+    gaps: list[Block]
+    """empty for a text that goes on after its prompt"""
+
+
+def load_diffusion(
+    model: str | os.PathLike[str] = "demo-diffusion",
+    *,
+    dtype: str = "auto",
+    device: str | None = None,
+    spec: str | None = None,
+    guide: Any = None,
+    filter: str | os.PathLike[str] | None = None,
+    sampler: str | os.PathLike[str] | None = None,
+    trust_remote_code: bool = False,
+) -> DiffusionModel:
+    """Load a masked-diffusion model to write with.
+
+    Args:
+        model: a bundled name ("demo-diffusion", "demo-lists"), a local folder or a hub id.
+        dtype, device: as for ``hasten.load``.
+        spec: what the checkpoint does not say, such as "mask_id=126336,attention=full".
+        guide: an autoregressive model for the selector "guided".
+        filter: a file of ``hasten train filter`` for the selector "learn2pd".
+        sampler: a folder of ``hasten train joint`` for the selector "joint".
+        trust_remote_code: allow a hub repository to run its own code.
+
+    Raises:
+        ConfigError, ModelError, IncompatibleModels: see hasten.errors.
+    """
+    name = os.fspath(model)
+    denoiser, tokenizer = load_denoiser(name, dtype, device, spec=spec, trust_remote_code=trust_remote_code)
+    return DiffusionModel(denoiser, tokenizer)
+
+
+class DiffusionModel:
+    """A denoiser with its tokenizer. One call at a time: instances are not thread-safe."""
+
+    def __init__(self, denoiser: Denoiser, tokenizer: Any = None, helpers: Helpers = Helpers()) -> None:
+        self.denoiser = denoiser
+        self.tokenizer = tokenizer
+        self.helpers = helpers
+        self.reader = CanvasReader(tokenizer, denoiser.spec, denoiser.vocab_size, denoiser.max_length)
+        self._auto = Auto(denoiser)
+
+    @property
+    def module(self) -> Any:
+        """The torch module behind the denoiser."""
+        return self.denoiser.model
+
+    def generate(
+        self,
+        prompts: Text | AbstractSequence[Text],
+        params: SamplingParams | None = None,
+        *,
+        policy: str | Strategy = "auto",
+        constraint: Constraint | None = None,
+        batch_size: int = 16,
+        trace: Trace | None = None,
+    ) -> DiffusionOutput | list[DiffusionOutput]:
+        """Write after one prompt (a DiffusionOutput) or several (a list, ``params.n`` outputs a prompt).
+
+        Args:
+            prompts: texts, or token ids. A text that spells the mask token is read as ordinary characters.
+            params: ``max_new_tokens`` is the size of the canvas. Stop strings cut the finished text.
+            policy: "auto"; "exact", the text of the reference in fewer passes; a line such as
+                "threshold:0.8+credit/dual", see ``hasten systems``; or a Strategy.
+            constraint: a language that every text shall be in, see ``hasten.diffusion.constraints``.
+            batch_size: how many canvases are written side by side. No text depends on it.
+            trace: called with a Record for each step of each canvas.
+
+        Raises:
+            PromptError, ConfigError: before the first forward pass.
+            GenerationInterrupted: by Ctrl-C, with what was written.
+        """
+        several, is_single = _as_list(prompts)
+        arguments: dict[str, Any] = {"policy": policy, "constraint": constraint}
+        outputs = self.generate_all(several, params, batch_size=batch_size, trace=trace, **arguments)
+        return outputs[0] if is_single and len(outputs) == 1 else outputs
+
+    def generate_all(
+        self,
+        prompts: AbstractSequence[Text],
+        params: SamplingParams | None = None,
+        *,
+        policy: str | Strategy = "auto",
+        constraint: Constraint | None = None,
+        batch_size: int = 16,
+        trace: Trace | None = None,
+    ) -> list[DiffusionOutput]:
+        """``generate`` for a list of prompts, always with a list of outputs."""
+        jobs = self._jobs(prompts, params or SamplingParams(), policy, constraint)
+        return self._run(jobs, batch_size, trace)
+
+    def check(
+        self,
+        prompts: AbstractSequence[Text | Template],
+        params: SamplingParams | None = None,
+        *,
+        policy: str | Strategy = "auto",
+        constraint: Constraint | None = None,
+    ) -> list[Strategy]:
+        """Raises whatever ``generate`` would raise before its first forward pass; the strategy of each text."""
+        jobs = self._jobs(prompts, params or SamplingParams(), policy, constraint)
+        return [job.writing.strategy for job in jobs]
+
+    def infill(
+        self,
+        template: str | Template,
+        params: SamplingParams | None = None,
+        *,
+        policy: str | Strategy = "auto",
+        constraint: Constraint | None = None,
+        trace: Trace | None = None,
+    ) -> DiffusionOutput:
+        """Write the gaps of one text, which end-of-text tokens cannot shorten.
+
+        Args:
+            template: a text such as "def f(x):<gap:20>return y", or a list of texts and ``Gap``s.
+            params, policy, constraint, trace: as for ``generate``; ``max_new_tokens`` does not count.
+                Each gap's text shall be in the constraint's language, filling the gap.
+
+        Raises as ``generate``; PromptError for a template without a gap.
+        """
+        params = params or SamplingParams()
+        if params.n != 1:
+            raise ConfigError(f"n={params.n} cannot be infilled at once; call infill once a sample")
+        [job] = self._jobs([_pieces(template)], params, policy, constraint)
+        [output] = self._run([job], 1, trace)
+        return output
+
+    def stream(
+        self,
+        prompt: Text | Template,
+        params: SamplingParams | None = None,
+        *,
+        policy: str | Strategy = "auto",
+        constraint: Constraint | None = None,
+        trace: Trace | None = None,
+    ) -> Iterator[Snapshot]:
+        """Write one text, a Snapshot a forward pass; arguments as for ``generate``.
+
+        A list with a Gap among its pieces is infilled.
+        """
+        params = params or SamplingParams()
+        if params.n != 1:
+            raise ConfigError(f"n={params.n} cannot be streamed; use generate, or one stream a sample")
+        [job] = self._jobs([prompt], params, policy, constraint)
+        return self._stream(job, trace)
+
+    def _stream(self, job: _Job, trace: Trace | None) -> Iterator[Snapshot]:
+        shown: list[Record] = []
+        for records in denoise(self.denoiser, [job.writing]):
+            _report(records, trace)
+            shown += records
+            if records and job.writing.canvas.num_open:
+                yield Snapshot(self._segments(job, records[-1]), shown)
+                shown = []
+        yield Snapshot(self._segments(job, shown[-1]), shown, self._output(job))
+
+    def _run(self, jobs: list[_Job], batch_size: int, trace: Trace | None) -> list[DiffusionOutput]:
+        if batch_size < 1:
+            raise ConfigError(f"batch_size={batch_size} cannot work; it must be at least 1")
+        try:
+            for first in range(0, len(jobs), batch_size):
+                batch = jobs[first : first + batch_size]
+                for index, job in enumerate(batch):
+                    job.writing.sequence = index
+                for records in denoise(self.denoiser, [job.writing for job in batch]):
+                    _report(records, trace)
+        except KeyboardInterrupt:
+            raise GenerationInterrupted([self._output(job) for job in jobs]) from None
+        return [self._output(job) for job in jobs]
+
+    def _jobs(
+        self,
+        prompts: AbstractSequence[Any],
+        params: SamplingParams,
+        policy: str | Strategy,
+        constraint: Constraint | None,
+    ) -> list[_Job]:
+        """Everything that can be wrong is found here, before the first forward pass."""
+        if not len(prompts):
+            raise PromptError("no prompts were given")
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        return [
+            self._job(prompt, params, policy, constraint, key=(seed, sample))
+            for prompt in prompts
+            for sample in range(params.n)
+        ]
+
+    def _job(
+        self,
+        prompt: Any,
+        params: SamplingParams,
+        policy: str | Strategy,
+        constraint: Constraint | None,
+        *,
+        key: tuple[int, int],
+    ) -> _Job:
+        seed, sample = key
+        spec, vocab_size = self.denoiser.spec, self.denoiser.vocab_size
+        if params.stop_strings and self.tokenizer is None:
+            raise ConfigError("stop strings need a tokenizer; use stop_token_ids")
+        noise = noise_source(spec, vocab_size, seed, sample)
+        gaps: list[Block] = []
+        if _has_gap(prompt):
+            canvas, gaps = self.reader.with_gaps(prompt, noise)
+        else:
+            canvas = self.reader.after(prompt, params.max_new_tokens, noise)
+        strategy = replace(self._strategy(policy, canvas), constraint=constraint)
+        if gaps and spec.eos_ids and constraint is None:  # which would not let a gap end early either
+            no_eos = NoEos(eos_ids=spec.eos_ids)
+            strategy = replace(strategy, transforms=(*strategy.transforms, no_eos))
+        strategy.check(spec)
+        strategy.check_canvas(canvas)
+        limits = None
+        if constraint is not None:
+            spans = gaps or [Block(canvas.prompt_length, len(canvas))]
+            limits = Limits(constraint, spans, () if gaps else spec.eos_ids, vocab_size)
+        writing = Writing(canvas, strategy, Draw(params, seed, sample), noise, limits=limits)
+        return _Job(writing, params, seed, gaps)
+
+    def _strategy(self, policy: str | Strategy, canvas: Canvas) -> Strategy:
+        if isinstance(policy, Strategy):
+            return policy
+        if policy in {"auto", "exact"}:
+            return self._auto.strategy(canvas, is_exact=policy == "exact")
+        return parse_strategy(policy, self.denoiser.spec, self.helpers)
+
+    def _output(self, job: _Job) -> DiffusionOutput:
+        canvas, strategy = job.writing.canvas, job.writing.strategy
+        ids = canvas.token_ids.tolist()
+        reason: FinishReason = "length"
+        begin = 0 if job.gaps else canvas.prompt_length
+        written = ids[begin:]
+        if canvas.num_open:  # what was written before an interrupt, up to the first hole
+            reason = "interrupted"
+            written = ids[begin : canvas.first_open]
+        stops = set(job.params.stop_token_ids)
+        if not (job.gaps or job.params.ignore_eos):
+            stops.update(self.denoiser.spec.eos_ids)
+        ends = [place for place, token_id in enumerate(written) if token_id in stops]
+        if ends and not job.gaps:
+            written, reason = written[: ends[0] + 1], "stop"
+        text = self._text(written)
+        hits = [text.find(stop) for stop in job.params.stop_strings]
+        if found := [hit for hit in hits if hit >= 0]:
+            text, reason = text[: min(found)], "stop"
+        return DiffusionOutput(
+            text=text,
+            token_ids=written,
+            gaps=[self._text(ids[gap.start : gap.end]) for gap in job.gaps],
+            finish_reason=reason,
+            stats=job.writing.stats,
+            seed=job.seed,
+            prompt_ids=ids[:begin],
+            guarantee=strategy.guarantee,
+            strategy=strategy.name,
+        )
+
+    def _segments(self, job: _Job, record: Record) -> list[tuple[str, bool]]:
+        """The new text as it stands, up to a committed end of text."""
+        begin = 0 if job.gaps else job.writing.canvas.prompt_length
+        ids, is_open = record.canvas_ids[begin:].tolist(), record.is_open[begin:].tolist()
+        segments = []
+        for is_guess, group in itertools.groupby(zip(ids, is_open, strict=True), key=lambda one: one[1]):
+            segments.append((self._text([token_id for token_id, _ in group]), not is_guess))
+        return segments
+
+    def _text(self, token_ids: list[int]) -> str:
+        if self.tokenizer is None:
+            return ""
+        return str(
+            self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        )
+
+
+def _report(records: list[Record], trace: Trace | None) -> None:
+    if trace is not None:
+        for record in records:
+            trace(record)
+
+
+def _has_gap(prompt: Any) -> bool:
+    return not isinstance(prompt, str) and any(isinstance(piece, Gap) for piece in prompt)
+
+
+def _pieces(template: str | Template) -> Template:
+    if isinstance(template, str):
+        return parse_template(template)
+    if not _has_gap(template):
+        raise PromptError("the template has no gap; give a list with a Gap among the texts")
+    return template
+
+
+def _as_list(prompts: Any) -> tuple[list[Any], bool]:
+    """The prompts, and whether a single one was given: a text, or token ids."""
+    is_single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int | np.integer))
+    return ([prompts] if is_single else list(prompts)), is_single

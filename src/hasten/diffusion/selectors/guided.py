@@ -1,0 +1,75 @@
+"""Guided diffusion (FlashDLM, arXiv 2505.21467): a small autoregressive model says how much to write at once.
+
+The denoiser proposes a token for every open position of the block; the guide reads the block filled with
+them. From the left, proposals are written up to the first that the guide would not have written, that one
+included. So every token is the denoiser's, at least one is written, and the text is neither model's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from hasten.canvas import Ids
+from hasten.core import System
+from hasten.diffusion.base import Helpers, Selection, Selector, Step
+from hasten.errors import ConfigError
+
+SYSTEM = System(
+    name="guided",
+    title="FlashDLM: Accelerating Diffusion Language Model Inference via Efficient KV Caching and Guided "
+    "Diffusion",
+    arxiv="2505.21467",
+    kind="diffusion selector",
+    guarantee="approximate",
+    module="hasten.diffusion.selectors.guided",
+    summary="writes from the left while an autoregressive model agrees (policy guided, --guide)",
+)
+
+
+class Guide(Protocol):
+    """An autoregressive model with the tokens of the denoiser."""
+
+    def ranks(self, token_ids: Ids, start: int = 0) -> Ids:
+        """int64 [len(token_ids) - start]: how many tokens it holds likelier than each from ``start`` on.
+
+        token_ids: int64 [length], a text from its beginning, without open positions. Each token is judged by
+        those before it; the first one of a text, which has none, has rank 0.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Guided(Selector):
+    """Commits from the left while a proposal is among the guide's ``top_k`` tokens, and one more.
+
+    The guide reads the canvas up to its last proposal once in each step; that pass is not counted as one of
+    the denoiser.
+    """
+
+    name: ClassVar[str] = "guided"
+    top_k: int = 1
+    guide: Guide = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.top_k < 1:
+            raise ConfigError(f"guided:{self.top_k} cannot work; the guide's likeliest token alone is 1")
+
+    @classmethod
+    def make(cls, helpers: Helpers, **values: Any) -> Guided:
+        if helpers.guide is None:
+            raise ConfigError(
+                "guided needs an autoregressive model with the tokenizer of the denoiser: give --guide MODEL"
+            )
+        return cls(**values, guide=helpers.guide)
+
+    def select(self, step: Step, state: Any) -> Selection:
+        proposed = step.open
+        first, last = int(proposed.positions[0]), int(proposed.positions[-1])
+        # Blocks begin at or before the first open position, so that nothing the guide reads is open.
+        filled = step.canvas.token_ids[: last + 1].copy()
+        filled[proposed.positions] = proposed.token_ids
+        ranks = self.guide.ranks(filled, first)[proposed.positions - first]
+        agrees = ranks < self.top_k
+        count = len(agrees) if agrees.all() else int(agrees.argmin()) + 1
+        return Selection.of(proposed, slice(count))

@@ -1,0 +1,45 @@
+"""What was trained for a denoiser: found, checked against it, and handed to the policies that use it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hasten.canvas import Denoiser
+from hasten.diffusion.confidence_filter import FILTER_FILE, ConfidenceFilter, load_filter
+from hasten.diffusion.sampler_file import load_sampler
+from hasten.drafters.trees.acceptance_head import draft_fingerprint
+from hasten.errors import ModelError
+from hasten.models.joint_sampler import JointSampler
+from hasten.models.loading import resolve_source
+
+
+def denoiser_fingerprint(denoiser: Denoiser) -> str:
+    """Identifies a denoiser's weights. Raises ModelError for one that runs no transformers model."""
+    model = getattr(denoiser, "model", None)
+    if model is None:
+        raise ModelError(
+            f"filters and samplers are trained for transformers models, and {type(denoiser).__name__} runs none"
+        )
+    return draft_fingerprint(model)
+
+
+def find_filter(denoiser: Denoiser, name: str, file: Path | None) -> ConfidenceFilter | None:
+    """The filter in a file, or without one in the folder of the model of this name; None where none is.
+
+    Raises StoreError or IncompatibleModels for a file that cannot be used.
+    """
+    beside = Path(resolve_source(name)) / FILTER_FILE
+    if file is None and not beside.is_file():
+        return None
+    return load_filter(file or beside, denoiser_fingerprint(denoiser))
+
+
+def find_sampler(denoiser: Denoiser, file: Path | None) -> JointSampler | None:
+    """The sampler in a file, None without one.
+
+    Raises StoreError, IncompatibleModels or ModelError for one that cannot be used.
+    """
+    if file is None:
+        return None
+    fingerprint = denoiser_fingerprint(denoiser)
+    return load_sampler(file, denoiser.model, denoiser.spec, fingerprint)  # type: ignore[attr-defined]

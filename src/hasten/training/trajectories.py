@@ -1,0 +1,67 @@
+"""Texts that a denoiser writes to be learnt from, and every step of how they came about."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hasten.canvas import Canvas, Denoiser
+from hasten.core import SamplingParams
+from hasten.diffusion.drawing import Draw, noise_source
+from hasten.diffusion.loop import Writing, denoise
+from hasten.diffusion.strategy import Strategy
+from hasten.diffusion.trace import Record
+
+GREEDY = SamplingParams()
+_CANVASES_AT_ONCE = 32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trajectory:
+    """One text."""
+
+    start: Canvas
+    end: Canvas
+    records: list[Record]
+    """one a step"""
+
+
+def write_canvases(
+    denoiser: Denoiser,
+    canvases: Sequence[Canvas],
+    strategies: Sequence[Strategy],
+    *,
+    params: SamplingParams = GREEDY,
+    seed: int = 0,
+    report: Callable[[int], None] = lambda done: None,
+) -> list[Trajectory]:
+    """Writes each canvas by its strategy; the canvases themselves stay as they are.
+
+    ``report`` is told how many are done. Raises ConfigError for a strategy that does not suit.
+    """
+    for canvas, strategy in zip(canvases, strategies, strict=True):
+        strategy.check(denoiser.spec)
+        strategy.check_canvas(canvas)
+    made: list[Trajectory] = []
+    for batch in itertools.batched(enumerate(zip(canvases, strategies, strict=True)), _CANVASES_AT_ONCE):
+        writings = [
+            Writing(
+                canvas.fork(),
+                strategy,
+                Draw(params, seed, number),
+                noise_source(denoiser.spec, denoiser.vocab_size, seed, number),
+                sequence,
+            )
+            for sequence, (number, (canvas, strategy)) in enumerate(batch)
+        ]
+        records: list[list[Record]] = [[] for _ in writings]
+        for step in denoise(denoiser, writings):
+            for record in step:
+                records[record.sequence].append(record)
+        made += [
+            Trajectory(canvas, writing.canvas, steps)
+            for (_, (canvas, _)), writing, steps in zip(batch, writings, records, strict=True)
+        ]
+        report(len(made))
+    return made
