@@ -1,4 +1,4 @@
-"""The bundled models load from their folders, share one tokenizer and stay small."""
+"""The bundled models load from their folders, share one tokenizer but for the lists, and stay small."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hasten.canvas import DenoiserSpec
 from hasten.errors import ConfigError
+from hasten.list_tasks import WORDS, sample_questions
 from hasten.models.bundled_models import BUNDLED, bundled_path
 
-MAX_TOTAL_BYTES = 24_000_000
+MAX_TOTAL_BYTES = 39_500_000
+TEXT_MODELS = ("demo", "demo-draft", "demo-diffusion")
 
 
-@pytest.mark.parametrize("name", BUNDLED)
+@pytest.mark.parametrize("name", TEXT_MODELS)
 def test_loads_in_bfloat16_with_its_tokenizer(name: str) -> None:
     folder = bundled_path(name)
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -25,9 +28,30 @@ def test_loads_in_bfloat16_with_its_tokenizer(name: str) -> None:
     assert tokenizer.decode(tokenizer("def main():\n")["input_ids"]) == "def main():\n"
 
 
-def test_draft_shares_the_tokenizer_of_the_demo() -> None:
-    texts = [(bundled_path(name) / "tokenizer.json").read_bytes() for name in BUNDLED]
-    assert texts[0] == texts[1]
+def test_models_of_text_share_one_tokenizer() -> None:
+    assert len({(bundled_path(name) / "tokenizer.json").read_bytes() for name in TEXT_MODELS}) == 1
+
+
+def test_the_model_of_lists_knows_their_words() -> None:
+    folder = bundled_path("demo-lists")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    question = sample_questions("insert_index", 1, seed=0)[0]
+    assert tokenizer.decode(tokenizer(question.prompt)["input_ids"]) == question.prompt
+    assert tokenizer.unk_token_id not in tokenizer(" ".join(WORDS))["input_ids"]
+    assert model.config.vocab_size == len(tokenizer)
+    assert model.num_parameters() < 1_000_000
+
+
+@pytest.mark.parametrize("name", ["demo-diffusion", "demo-lists"])
+def test_masked_diffusion_models_say_how_they_are_asked(name: str) -> None:
+    folder = bundled_path(name)
+    spec = DenoiserSpec.load(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert spec == DenoiserSpec(
+        mask_id=tokenizer.mask_token_id, eos_ids=(tokenizer.eos_token_id,), pad_id=tokenizer.pad_token_id
+    )
+    assert AutoModelForCausalLM.from_pretrained(folder).config.is_causal is False
 
 
 def test_every_bundled_folder_is_named_and_the_total_is_small() -> None:

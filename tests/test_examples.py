@@ -15,6 +15,8 @@ EXAMPLES = {
     "quickstart.py": r"48 tokens in \d+ steps.*\nthe same text: True",
     "streaming.py": r"\d+ tokens by target",
     "batch_and_samples.py": r"(?s)'Once upon a time' -> '.+the same samples without drafts: True",
+    "diffusion.py": r"(?s)static +32 forwards +exact.+exact is the reference's text: True",
+    "infill.py": r"(?s)return a \+ b.+\n12 tokens in \d+ forward passes, exact\n\d+:\d\d (am|pm)",
     "draft_model.py": r"(?s)follow +[2-9]\.\d+ .*traversal +\d.*guarantee: distribution\n.*same: True",
     "drop_in.py": r"64 tokens in \d+ steps; the same tensor: True",
     "lm_eval_task.py": r"steps for \d+ tokens; the same answers: True",

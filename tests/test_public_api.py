@@ -12,6 +12,9 @@ import hasten
 PUBLIC = [
     "ConfigError",
     "DecodeStats",
+    "DiffusionModel",
+    "DiffusionOutput",
+    "Gap",
     "GenerationInterrupted",
     "HastenError",
     "IncompatibleModels",
@@ -26,6 +29,7 @@ PUBLIC = [
     "accelerate",
     "custom_generate",
     "load",
+    "load_diffusion",
     "restore",
 ]
 

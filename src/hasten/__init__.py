@@ -26,6 +26,8 @@ from hasten.errors import (
 )
 
 if TYPE_CHECKING:
+    from hasten.diffusion.engine import DiffusionModel, DiffusionOutput, load_diffusion
+    from hasten.diffusion.prompts import Gap
     from hasten.dropin import accelerate, custom_generate, restore
     from hasten.engine import LanguageModel, load
     from hasten.requests import Output, Piece
@@ -35,6 +37,9 @@ __version__ = "0.1.0"
 __all__ = [
     "ConfigError",
     "DecodeStats",
+    "DiffusionModel",
+    "DiffusionOutput",
+    "Gap",
     "GenerationInterrupted",
     "HastenError",
     "IncompatibleModels",
@@ -49,16 +54,21 @@ __all__ = [
     "accelerate",
     "custom_generate",
     "load",
+    "load_diffusion",
     "restore",
 ]
 
 _HOMES = {
+    "DiffusionModel": "hasten.diffusion.engine",
+    "DiffusionOutput": "hasten.diffusion.engine",
+    "Gap": "hasten.diffusion.prompts",
     "LanguageModel": "hasten.engine",
     "Output": "hasten.requests",
     "Piece": "hasten.requests",
     "accelerate": "hasten.dropin",
     "custom_generate": "hasten.dropin",
     "load": "hasten.engine",
+    "load_diffusion": "hasten.diffusion.engine",
     "restore": "hasten.dropin",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -29,20 +30,19 @@ BIDIRECTIONAL: dict[str, dict[str, Any]] = {
 """architecture -> what its config needs to look ahead"""
 
 
+@cache
 def build_denoiser(
-    name: str = "llama",
-    spec: DenoiserSpec = FULL,
-    dtype: torch.dtype = torch.float64,
-    seed: int = 0,
-    **changes: Any,
+    name: str = "llama", spec: DenoiserSpec = FULL, dtype: torch.dtype = torch.float64, seed: int = 3
 ) -> MaskedLM:
-    """A random denoiser; ``changes`` go into the config."""
-    return MaskedLM(build_model(name, dtype, seed, **BIDIRECTIONAL[name], **changes), spec)
+    """A random denoiser; the same one for the same arguments."""
+    return MaskedLM(build_model(name, dtype, seed, **BIDIRECTIONAL[name]), spec)
 
 
-def blind(denoiser: MaskedLM) -> MaskedLM:
-    """The same denoiser whose attention adds nothing: its keys and values depend on one token only."""
+@cache
+def build_blind() -> MaskedLM:
+    """One whose attention adds nothing: its keys and values depend on one token only."""
+    model = build_model(dtype=torch.float64)
     with torch.no_grad():
-        for layer in denoiser.model.model.layers:
+        for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_()
-    return MaskedLM(denoiser.model, denoiser.spec)
+    return MaskedLM(model, FULL)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from diffusion.oracles import write
-from diffusion.tables import table_denoiser
+from diffusion.tables import FunctionDenoiser, table_denoiser
 from hasten.core import SamplingParams
 from hasten.diffusion.base import Helpers
 from hasten.diffusion.parse import parse_strategy
@@ -51,23 +52,15 @@ def test_a_block_of_another_size_ends_where_a_delimiter_was_predicted(line: str,
 
 
 def test_the_surest_delimiter_within_reach_ends_the_block() -> None:
-    denoiser = table_denoiser(0, length=LENGTH)
-    sureness = {1: 2.0, 3: 3.0, 6: 9.0}
-
-    def logits(token_ids):
-        values = denoiser.function(token_ids) * 0
-        for position, value in sureness.items():
-            values[position, DELIMITER] = value
-        return values
-
-    denoiser.function, table = logits, denoiser.function
+    logits = np.zeros((LENGTH, 4))
+    logits[[1, 3, 6], DELIMITER] = 2.0, 3.0, 9.0
+    denoiser = FunctionDenoiser(lambda token_ids: logits, 4, length=LENGTH)
     within = write(denoiser, "adablock:0.3,size=2,reach=0.5+static", helpers=HELPERS)
     assert within.records[0].block == (0, 4)
     everywhere = write(denoiser, "adablock:0.3,size=2,reach=1+static", helpers=HELPERS)
     assert everywhere.records[0].block == (0, 7)
     surer = write(denoiser, "adablock:0.9,size=2,reach=0.5+static", helpers=HELPERS)
     assert surer.records[0].block == (0, 2)
-    denoiser.function = table
 
 
 def test_delimiters_are_missed_by_name() -> None:

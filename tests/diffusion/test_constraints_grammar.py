@@ -1,4 +1,4 @@
-"""Grammar constraints agree with every completion of small canvases, tokens of several characters included."""
+"""Grammar constraints agree with trying every completion, tokens of several characters included."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ import itertools
 
 import numpy as np
 import pytest
+from constraint_checks import assert_exact, commit_at_random, texts_that_fit
 from hypothesis import given, settings, strategies as st
 
-from constraint_checks import assert_exact, commit_at_random, texts_that_fit
 from hasten.diffusion.constraints import Grammar, GrammarConstraint
 from hasten.diffusion.constraints.regex import compile_regex
 from hasten.errors import ConfigError, MissingExtra
 
 EOS, MASK = 4, 5
 VOCAB = 6
-LETTERS = {"a": compile_regex("a"), "b": compile_regex("b"), "ab+": compile_regex("ab+"), "a*": compile_regex("a*")}
+LETTERS = {
+    "a": compile_regex("a"),
+    "b": compile_regex("b"),
+    "ab+": compile_regex("ab+"),
+    "a*": compile_regex("a*"),
+}
 LONGEST = 7
 
 
@@ -44,7 +49,8 @@ def grammars(draw, terminals):
     names = ["S", "T"][: draw(st.integers(1, 2))]
     symbols = st.sampled_from([*names, *terminals])
     rules = {
-        name: draw(st.lists(st.lists(symbols, max_size=3).map(tuple), min_size=1, max_size=3)) for name in names
+        name: draw(st.lists(st.lists(symbols, max_size=3).map(tuple), min_size=1, max_size=3))
+        for name in names
     }
     rules["S"].append(draw(st.lists(st.sampled_from(terminals), max_size=2).map(tuple)))
     return Grammar("S", rules, {name: LETTERS[name] for name in terminals})
@@ -117,12 +123,12 @@ def test_a_length_that_cannot_be_is_refused_before_the_start():
     constraint = constraint_of(BALANCED, ["a", "b"])
     with pytest.raises(ConfigError, match=r"exactly 5 tokens.*lengths are 4 and 6"):
         constraint.start((0, 5), (), VOCAB)
-    with pytest.raises(ConfigError, match="exactly 2 tokens.*open more"):
+    with pytest.raises(ConfigError, match=r"exactly 2 tokens.*open more"):
         constraint_of(BALANCED, ["a"]).start((0, 2), (), VOCAB)
     with pytest.raises(ConfigError, match="exactly 2 tokens"):
         constraint_of(BALANCED, ["c"]).start((0, 2), (), VOCAB)
     at_least_two = Grammar("S", {"S": [("a", "b")]}, BALANCED.terminals)
-    with pytest.raises(ConfigError, match="at most 1 tokens.*lengths are 2:"):
+    with pytest.raises(ConfigError, match=r"at most 1 tokens.*lengths are 2:"):
         constraint_of(at_least_two, ["a", "b"]).start((0, 1), (EOS,), VOCAB)
 
 

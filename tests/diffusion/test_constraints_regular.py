@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from constraint_checks import assert_exact, commit_at_random, fitting, texts_that_fit
 from hypothesis import given, strategies as st
 
-from constraint_checks import assert_exact, commit_at_random, fitting, texts_that_fit
 from hasten.diffusion.constraints import Constraint, ConstraintRun, RegularConstraint, TokenAutomaton
 from hasten.errors import ConfigError
 
@@ -39,7 +39,9 @@ def automata(draw):
 
 @st.composite
 def canvases(draw, length):
-    tokens = draw(st.lists(st.sampled_from([*WORDS, EOS, SECOND_EOS, MASK]), min_size=length, max_size=length))
+    tokens = draw(
+        st.lists(st.sampled_from([*WORDS, EOS, SECOND_EOS, MASK]), min_size=length, max_size=length)
+    )
     is_open = draw(st.lists(st.booleans(), min_size=length, max_size=length))
     return np.array(tokens), np.array(is_open)
 
@@ -157,7 +159,7 @@ def test_a_length_that_cannot_be_is_refused_before_the_start():
     started((in_threes, 0, {0}), (EOS,), 7)
     with pytest.raises(ConfigError, match=r"at most 1 tokens.*at least 2"):
         started((in_threes, 0, {2}), (EOS,), 1)
-    with pytest.raises(ConfigError, match="exactly 3 tokens.*lengths are 2:"):
+    with pytest.raises(ConfigError, match=r"exactly 3 tokens.*lengths are 2:"):
         started(({0: {0: 1}, 1: {0: 2}}, 0, {2}), (), 3)
     with pytest.raises(ConfigError, match="no text of these tokens"):
         started(({0: {0: 1}}, 0, {5}), (), 3)

@@ -9,9 +9,9 @@ import re
 import numpy as np
 import pytest
 import transformers as hf
+from constraint_checks import commit_at_random
 from hypothesis import given, settings, strategies as st
 
-from constraint_checks import commit_at_random
 from hasten.diffusion.constraints import grammar_constraint, json_schema_constraint, regex_constraint
 from hasten.diffusion.constraints.bytes_dfa import MAX_STATES
 from hasten.diffusion.constraints.json_schema import schema_regex
@@ -61,10 +61,8 @@ def test_the_first_token_may_be_just_what_some_text_begins_with(tokenizer):
     tokens = token_bytes(tokenizer)
     run = regex_constraint(r"(12)+3?", tokenizer).start((0, 3), (0,), len(tokenizer))
     allowed = run.allowed(np.zeros(3, dtype=np.int64), np.ones(3, dtype=bool))
-    first = {tokens[token].decode() for token in np.flatnonzero(allowed.at(0))}
-    assert first == {text for text in map(bytes.decode, tokens.values()) if re.fullmatch(r"(12)*(1|12|123)", text)} - {
-        text for text in ("1212121",) if text
-    }
+    first = {tokens[token] for token in np.flatnonzero(allowed.at(0))}
+    assert first == {text for text in tokens.values() if re.fullmatch(rb"(12)*(1|12|123)", text)}
 
 
 SCHEMAS = [
@@ -77,7 +75,10 @@ SCHEMAS = [
         },
         "required": ["name", "tags"],
     },
-    {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/pair"}], "$defs": {"pair": {"type": ["number", "boolean"]}}},
+    {
+        "anyOf": [{"type": "null"}, {"$ref": "#/$defs/pair"}],
+        "$defs": {"pair": {"type": ["number", "boolean"]}},
+    },
     {
         "type": "array",
         "prefixItems": [{"type": "boolean"}, {"type": "integer"}],
@@ -91,34 +92,50 @@ SCHEMAS = [
 ]
 
 
+KINDS = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "null": type(None)}
+KINDS |= {"array": list, "object": dict}
+
+
 def is_valid(value, schema, root):
     """The meaning of the keywords that the schemas here use."""
     if "$ref" in schema:
-        return is_valid(value, root["$defs"][schema["$ref"].rsplit("/", 1)[1]], root)
+        schema = root["$defs"][schema["$ref"].rsplit("/", 1)[1]]
     if "anyOf" in schema:
         return any(is_valid(value, one, root) for one in schema["anyOf"])
-    kinds = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "null": type(None)}
-    kinds |= {"array": list, "object": dict}
-    types = schema.get("type", [])
-    types = types if isinstance(types, list) else [types]
+    types = schema.get("type", list(KINDS))
     is_bool = isinstance(value, bool)
-    if types and not any(isinstance(value, kinds[one]) and is_bool == (one == "boolean") for one in types):
-        return False
-    if value not in schema.get("enum", [value]) or schema.get("const", value) != value:
-        return False
-    if isinstance(value, str):
-        return len(value) <= schema.get("maxLength", 99) and bool(re.search(schema.get("pattern", ""), value))
-    if isinstance(value, list) and "type" in schema:
-        first = schema.get("prefixItems", [])
-        items = [*first, *[schema.get("items")] * len(value)]
-        return schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", 99) and all(
-            is_valid(one, item, root) for one, item in zip(value, items, strict=False)
+    return (
+        any(
+            isinstance(value, KINDS[one]) and is_bool == (one == "boolean")
+            for one in (types if isinstance(types, list) else [types])
         )
-    if isinstance(value, dict) and "properties" in schema:
-        return set(schema.get("required", ())) <= set(value) and all(
-            is_valid(one, schema["properties"][name], root) for name, one in value.items()
+        and value in schema.get("enum", [value])
+        and schema.get("const", value) == value
+        and (not isinstance(value, str) or is_valid_string(value, schema))
+        and (not isinstance(value, list) or "items" not in schema or is_valid_array(value, schema, root))
+        and (
+            not isinstance(value, dict) or "properties" not in schema or is_valid_object(value, schema, root)
         )
-    return True
+    )
+
+
+def is_valid_string(value, schema):
+    return len(value) <= schema.get("maxLength", 99) and bool(re.search(schema.get("pattern", ""), value))
+
+
+def is_valid_array(value, schema, root):
+    items = [*schema.get("prefixItems", []), *[schema["items"]] * len(value)]
+    return schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", 99) and all(
+        is_valid(one, item, root) for one, item in zip(value, items, strict=False)
+    )
+
+
+def is_valid_object(value, schema, root):
+    known = schema.get("properties", value)  # others would be valid, but are never written
+    return set(schema.get("required", ())) <= set(value) <= set(known) and all(
+        name not in schema.get("properties", ()) or is_valid(one, known[name], root)
+        for name, one in value.items()
+    )
 
 
 @pytest.mark.parametrize("schema", SCHEMAS)
@@ -130,11 +147,28 @@ def test_random_commits_are_always_json_that_fits_the_schema(schema, tokenizer):
 
 
 VALUES = [
-    None, True, 0, -7, 12, 2.5, "", "a", "aa", "b c", "long enough for none", 'q"\\.', "2024-02-28", "2024-13-01",
-    [], [True], [True, 3], [True, 3, {"x": [1, None]}], [3], ["a"], {}, {"b": "aa"}, {"b": "b"}, {"four": [True]},
-    {"name": "x", "tags": []}, {"name": "x", "age": 3, "tags": ["a", "b c"]}, {"age": 3}, {'q"\\.': None, "b": "a"},
-    [True, 3, {"x": [1, None]}, {"x": [1, None]}], [True] * 3,
-]  # fmt: skip
+    *(
+        None,
+        True,
+        0,
+        -7,
+        12,
+        2.5,
+        "",
+        "a",
+        "aa",
+        "b c",
+        "long enough for none",
+        'q"\\.',
+        "2024-02-28",
+        "2024-13-01",
+    ),
+    *("2024-13-01", [], [True], [True, 3], [True, 3, {"x": [1, None]}], [3], ["a"], [True] * 3),
+    [True, 3, {"x": [1, None]}, {"x": [1, None]}],
+    *({}, {"b": "aa"}, {"b": "b"}, {"four": [True]}, {"age": 3}, {'q"\\.': None, "b": "a"}),
+    {"name": "x", "tags": []},
+    {"name": "x", "age": 3, "tags": ["a", "b c"]},
+]
 
 
 @pytest.mark.parametrize("schema", SCHEMAS)
@@ -218,8 +252,8 @@ def test_schemas_that_cannot_be_honoured_are_refused(schema, message, tokenizer)
         ("a*+", "possessive"),
         ("(?>a)", "atomic"),
         ("a{5000}", "more than 2000 times"),
-        ("(a?){0,300}" * 40, "states"),
-        ("(a|b)*a(a|b){15}", f"more than {MAX_STATES} states"),
+        ("(a?){0,300}" * 20, "states"),
+        ("(a|b)*a(a|b){15}", f"about {MAX_STATES} states"),
     ],
 )
 def test_patterns_that_cannot_be_a_constraint_are_refused(pattern, message, tokenizer):
@@ -233,7 +267,7 @@ def test_a_constraint_on_text_needs_a_tokenizer():
 
 
 REGEXES = st.recursive(
-    st.sampled_from(["a", "b", ".", "[^a]", "[bc]", r"\w", "é", "a?", "b*?"]),
+    st.sampled_from(["a", "b", ".", "[^a]", "[bc]", r"\d", "é", "a?", "b*?"]),
     lambda inner: st.one_of(
         st.tuples(inner, inner).map("".join),
         st.tuples(inner, inner).map(lambda pair: f"(?:{pair[0]}|{pair[1]})"),
@@ -245,7 +279,7 @@ REGEXES = st.recursive(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(REGEXES)
 def test_patterns_mean_what_they_mean_to_python(pattern):
     dfa, compiled = compile_regex(pattern), re.compile(pattern)
@@ -255,7 +289,9 @@ def test_patterns_mean_what_they_mean_to_python(pattern):
             assert dfa.accepts(text.encode()) == (compiled.fullmatch(text) is not None), text
 
 
-@pytest.mark.parametrize("pattern", [r"\w", r"\d", r"[^\s\d]", "(?i)[k-s]", "(?s).", "[\ud7f0-\ue010]", "(?a)\\W"])
+@pytest.mark.parametrize(
+    "pattern", [r"\w", r"\d", r"[^\s\d]", "(?i)[k-s]", "(?s).", "[\ud7f0-\ue010]", "(?a)\\W"]
+)
 def test_classes_of_characters_are_those_of_python(pattern):
     dfa, compiled = compile_regex(pattern), re.compile(pattern)
     edges = [0x7F, 0x80, 0x7FF, 0x800, 0xD7FF, 0xE000, 0xFFFF, 0x10000, 0x10FFFF]
@@ -264,7 +300,10 @@ def test_classes_of_characters_are_those_of_python(pattern):
             assert dfa.accepts(chr(code).encode()) == (compiled.fullmatch(chr(code)) is not None), hex(code)
 
 
-@given(st.dictionaries(st.integers(0, 20), st.binary(max_size=4), max_size=12), st.sampled_from([".*", "(?s).", "é*"]))
+@given(
+    st.dictionaries(st.integers(0, 20), st.binary(max_size=4), max_size=12),
+    st.sampled_from([".*", "(?s).", "é*"]),
+)
 def test_tokens_lead_where_their_bytes_lead(tokens, pattern):
     dfa = compile_regex(pattern)
     automaton = TokenTrie(tokens).automaton(dfa)
@@ -291,5 +330,12 @@ def test_random_commits_are_always_sums_of_the_grammar(tokenizer):
     constraint = grammar_constraint(ARITHMETIC, tokenizer)
     for seed in range(4):
         text = written_text(constraint, tokenizer, 14, seed)
-        compile(re.sub(r"\b0+(?=\d)", "", text), "sum", "eval")  # 007 is a number to the grammar, not to Python
+        compile(
+            re.sub(r"\b0+(?=\d)", "", text), "sum", "eval"
+        )  # 007 is a number to the grammar, not to Python
         assert set(text) <= set("0123456789+-*()")
+
+
+def test_a_pattern_without_texts_is_refused_at_the_start(tokenizer):
+    with pytest.raises(ConfigError, match="no text of these tokens"):
+        regex_constraint(r"a[^\s\S]", tokenizer).start((0, 4), (0,), len(tokenizer))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffusion.oracles import random_joint, write
+from diffusion.oracles import JointOracle, random_joint, write
 from hasten.core import SamplingParams
 from hasten.diffusion.base import Helpers
 from hasten.diffusion.parse import parse_strategy
@@ -23,7 +23,7 @@ class Fixed:
 
 
 class Chain:
-    """The autoregressive model of a joint law; tokens of the prompt do not matter."""
+    """The autoregressive model of a joint law, for texts without a prompt."""
 
     def __init__(self, oracle):
         self.oracle, self.reads = oracle, []
@@ -33,14 +33,9 @@ class Chain:
         return np.array([self._rank(token_ids, place) for place in range(start, len(token_ids))])
 
     def _rank(self, token_ids, place):
-        oracle = self.oracle
-        first = place % oracle.length if len(token_ids) <= oracle.length else len(token_ids) - oracle.length
-        if first and place < first:
-            return 0
-        before = place - first if len(token_ids) > oracle.length else place
-        text = np.full(oracle.length, oracle.num_words)
-        text[:before] = token_ids[place - before : place]
-        law = oracle.law(text, before)
+        text = np.full(self.oracle.length, self.oracle.num_words)
+        text[:place] = token_ids[:place]
+        law = self.oracle.law(text, place)
         return int((law > law[token_ids[place]]).sum())
 
 
@@ -116,6 +111,14 @@ def test_the_guide_reads_the_prompt_and_no_later_block():
 
     guided(oracle, Recorder(0), "guided+blocks:2", prompt=(7, 8))
     assert [(len(text), start, text[:2]) for text, start in reads] == [(4, 2, [7, 8]), (6, 4, [7, 8])]
+
+
+def test_behind_an_end_of_text_there_is_nothing_to_judge():
+    probs = np.zeros((3, 3, 3, 3))
+    probs[1, 0, 2, 1] = 1  # 0 ends a text
+    oracle = JointOracle(probs, eos_ids=(0,))
+    sizes = [len(record.positions) for record in guided(oracle, Fixed(1), prompt=(0,)).records]
+    assert sizes == [1, 1, 2]
 
 
 def test_without_a_guide_the_error_names_the_option():

@@ -47,7 +47,7 @@ def test_a_number_of_steps_is_shared_out_the_larger_shares_first(length: int, st
 
 
 @pytest.mark.parametrize(
-    ("length", "steps", "eps"), [(20, 6, 1e-3), (64, 10, 1e-3), (9, 3, 0.1), (5, 20, 1e-3)]
+    ("length", "steps", "eps"), [(20, 6, 1e-3), (64, 10, 1e-3), (9, 3, 0.05), (5, 20, 1e-3)]
 )
 def test_dream_writes_what_its_noise_level_falls_by(length: int, steps: int, eps: float) -> None:
     levels, waiting, expected = np.linspace(1, eps, steps + 1), length, []
@@ -85,13 +85,12 @@ def test_maskgit_chooses_as_its_seed_says_and_at_last_the_surest() -> None:
     assert write(oracle, "maskgit:1,seed=7+whole").stats.num_forwards == 1
 
 
-def test_a_schedule_begins_anew_in_every_block() -> None:
-    oracle = random_chain(1, length=18)
-    for strategy in ("maskgit:3", "dream:3", "static:steps=4"):
-        assert counts(oracle, f"{strategy}+whole") != counts(oracle, f"{strategy}+blocks:9")
-        assert counts(oracle, f"{strategy}+blocks:9")[:3] * 2 == counts(oracle, f"{strategy}+blocks:9")[
-            :6
-        ] or (strategy == "static:steps=4")
+@pytest.mark.parametrize("strategy", ["maskgit:3", "dream:3", "static:steps=4"])
+def test_a_schedule_begins_anew_in_every_block(strategy: str) -> None:
+    written = counts(random_chain(1, length=18), f"{strategy}+blocks:9")
+    half = len(written) // 2
+    assert written[:half] == written[half:]
+    assert 1 < half < 9
 
 
 # KLASS

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -95,10 +94,11 @@ def test_credit_without_weight_is_threshold_decoding(params: SamplingParams) -> 
     for seed in range(8):
         denoiser = table_denoiser(seed)
         plain = write(denoiser, "threshold:0.7", params=params)
-        assert write(denoiser, "threshold:0.7+credit:0", params=params).records[-1].positions.tolist() == (
-            plain.records[-1].positions.tolist()
-        )
-        assert write(denoiser, "credit:0+threshold:0.7", params=params).token_ids == plain.token_ids
+        weightless = write(denoiser, "threshold:0.7+credit:0", params=params)
+        assert weightless.token_ids == plain.token_ids
+        assert [list(one.positions) for one in weightless.records] == [
+            list(one.positions) for one in plain.records
+        ]
 
 
 @pytest.mark.parametrize("slots", [0, 1, 8])
@@ -202,8 +202,6 @@ def test_no_end_of_text_is_written_before_it_may_be() -> None:
         assert not {0, 2} & set(everywhere.token_ids)
         early = write(denoiser, "threshold:0.5+no-eos:4", length=6, prompt=PROMPT)
         assert not {0, 2} & set(early.token_ids[:4])
-        late = write(denoiser, "threshold:0.5+no-eos:4", length=6, prompt=PROMPT).token_ids
-        assert late == early.token_ids
     assert any(
         {0, 2} & set(write(table_denoiser(seed, eos_ids=(0, 2)), "static+no-eos:4").token_ids[4:])
         for seed in range(10)
@@ -306,4 +304,3 @@ def test_ends_are_not_banned_under_a_constraint() -> None:
 
 def test_credit_decoding_comes_with_a_threshold() -> None:
     assert parse_strategy("credit", table_denoiser(0).spec).selector.name == "threshold"
-    assert math.isclose(Credit().alpha, 0.7)

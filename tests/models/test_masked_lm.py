@@ -51,7 +51,7 @@ def test_a_decoder_sees_the_whole_canvas(name: str) -> None:
     (found,) = logits(denoiser, ask(tokens))
     everything = additive_mask(np.ones((1, 9, 9), dtype=bool), torch.float32, torch.device("cpu"))
     with torch.no_grad():
-        plain = build_model(name, torch.float32, **BIDIRECTIONAL[name])
+        plain = build_model(name, torch.float32, 3, **BIDIRECTIONAL[name])
         expected = plain(torch.from_numpy(tokens)[None], attention_mask=everything).logits[0]
     expected[:, MASK] = -torch.inf
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conftest import build_model
-from diffusion.models import BIDIRECTIONAL, BLOCK, BLOCK_CAUSAL, FULL, MASK, blind, build_denoiser
+from diffusion.models import BIDIRECTIONAL, BLOCK, BLOCK_CAUSAL, FULL, MASK, build_blind, build_denoiser
 from hasten.canvas import Query
 from hasten.errors import ModelError
 from hasten.models.masked_lm import MaskedLM, MaskedSession
@@ -73,7 +73,7 @@ def test_rows_that_are_not_computed_are_seen_as_they_were() -> None:
     half_new = one(denoiser.open([LENGTH], keeps_rows=False), query(changed(text(), 3)))
     assert (stale - fresh[[3]]).abs().nan_to_num(0).max() > 1e-2
     assert (stale - half_new[[3]]).abs().nan_to_num(0).max() > 1e-2  # the others have not seen token 3 either
-    alone = blind(build_denoiser())
+    alone = build_blind()
     session = alone.open([LENGTH], keeps_rows=True)
     one(session, query(text(), stores=True))
     same(one(session, query(new, [3])), one(alone.open([LENGTH], keeps_rows=False), query(new))[[3]])

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hasten.cli import options
+from hasten.cli.info_canvases import canvas_facts, print_canvas_facts
 
 if TYPE_CHECKING:
     from hasten.bench.models import OpenModel
@@ -27,7 +28,11 @@ _MODES = {
 }
 
 
+_ONLY_AUTOREGRESSIVE = {"shape", "forward", "draft", "draft_device", "draft_vocab"}
+
+
 def info(
+    context: typer.Context,
     model: options.Model,
     *,
     as_json: AsJson = False,
@@ -38,11 +43,20 @@ def info(
     draft: options.Draft = None,
     draft_device: options.DraftDevice = None,
     draft_vocab: options.DraftVocab = None,
+    spec: options.Spec = None,
 ) -> None:
     """What was found out about a model on this machine, and what was chosen why."""
     from hasten.bench.models import open_model, shape_sentence
+    from hasten.models.denoisers import is_denoiser
 
     options.quiet_loading()
+    if is_denoiser(model, spec):
+        from hasten.diffusion.engine import load_diffusion
+
+        options.require_default(context, _ONLY_AUTOREGRESSIVE, "is for autoregressive models", model)
+        found = canvas_facts(model, load_diffusion(model, dtype=dtype, device=device, spec=spec))
+        typer.echo(json.dumps(found, indent=2)) if as_json else print_canvas_facts(found)
+        return
     choice = options.DraftChoice(draft, draft_device, draft_vocab)
     opened = open_model(model, dtype=dtype, device=device, forward=forward, shape=shape, **choice.arguments())
     facts = _facts(opened)
@@ -55,8 +69,9 @@ def info(
 def systems(as_json: AsJson = False) -> None:
     """Every implemented method: its paper, its guarantee, its module."""
     from hasten import drafters, models, policies, verify
+    from hasten.diffusion.systems import SYSTEMS as DIFFUSION
 
-    all_systems = (*drafters.SYSTEMS, *policies.SYSTEMS, *models.SYSTEMS, *verify.SYSTEMS)
+    all_systems = (*drafters.SYSTEMS, *policies.SYSTEMS, *models.SYSTEMS, *verify.SYSTEMS, *DIFFUSION)
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(system) for system in all_systems], indent=2))
         return

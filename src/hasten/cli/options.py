@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 Model = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="demo, demo-draft, a local folder or a hub id.", show_default=False),
+    typer.Argument(
+        metavar="MODEL",
+        help="demo, demo-draft, demo-diffusion, demo-lists, a local folder or a hub id.",
+        show_default=False,
+    ),
 ]
 MaxNewTokens = Annotated[int, typer.Option(help="Write at most this many tokens.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy.")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hasten.canvas import Canvas, Denoiser
+from hasten.diffusion.blocks.fixed import DEFAULT_SIZE
 from hasten.diffusion.parse import parse_strategy
 from hasten.diffusion.strategy import Strategy
 
@@ -16,6 +17,14 @@ class Auto:
     def strategy(self, canvas: Canvas, *, is_exact: bool) -> Strategy:
         """For one canvas. Exact: the text of the reference, in fewer forward passes."""
         spec = self._denoiser.spec
-        cache = "blocks" if spec.attention == "block-causal" else "none"
+        ends_open = canvas.last_given < canvas.first_open
         line = "static+freedave" if is_exact else "auto"
-        return parse_strategy(f"{line}/{cache}", spec)
+        if spec.eos_ids and ends_open:
+            line += "+eos"
+        return parse_strategy(f"{line}/{self._cache(canvas, is_exact=is_exact)}", spec)
+
+    def _cache(self, canvas: Canvas, *, is_exact: bool) -> str:
+        if self._denoiser.spec.attention == "block-causal":
+            return "blocks"
+        is_long = canvas.num_open > DEFAULT_SIZE
+        return "measured" if is_long and not is_exact else "none"

@@ -118,6 +118,8 @@ class Plan:
 
     computed: Ids | None = None
     stores: bool = False
+    compared: Plan | None = None
+    """another plan for the same canvas: the cache policy is told both predictions, the text follows this one"""
 
 
 @dataclass(frozen=True)
@@ -258,6 +260,10 @@ class CachePolicy(Policy):
         return False
 
     def plan(self, turn: Turn, state: Any) -> Plan:
+        raise NotImplementedError
+
+    def compare(self, prediction: Prediction, compared: Prediction, state: Any) -> None:
+        """Of a plan that named another one: both predictions, the second perhaps of fewer positions."""
         raise NotImplementedError
 
 

@@ -7,6 +7,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence as AbstractSequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from hasten.diffusion.parse import parse_strategy
 from hasten.diffusion.prompts import CanvasReader, Gap, Template, Text, parse_template
 from hasten.diffusion.strategy import Strategy
 from hasten.diffusion.trace import DiffusionStats, Record
+from hasten.diffusion.trained import find_filter, find_sampler
 from hasten.diffusion.transforms.no_eos import NoEos
 from hasten.errors import ConfigError, GenerationInterrupted, PromptError
 from hasten.models.denoisers import load_denoiser
@@ -91,7 +93,7 @@ def load_diffusion(
         spec: what the checkpoint does not say, such as "mask_id=126336,attention=full".
         guide: an autoregressive model for the selector "guided".
         filter: a file of ``hasten train filter`` for the selector "learn2pd".
-        sampler: a folder of ``hasten train joint`` for the selector "joint".
+        sampler: a file of ``hasten train joint`` for the selector "joint".
         trust_remote_code: allow a hub repository to run its own code.
 
     Raises:
@@ -99,7 +101,11 @@ def load_diffusion(
     """
     name = os.fspath(model)
     denoiser, tokenizer = load_denoiser(name, dtype, device, spec=spec, trust_remote_code=trust_remote_code)
-    return DiffusionModel(denoiser, tokenizer)
+    helpers = Helpers(
+        filter=find_filter(denoiser, name, None if filter is None else Path(filter)),
+        sampler=find_sampler(denoiser, None if sampler is None else Path(sampler)),
+    )
+    return DiffusionModel(denoiser, tokenizer, helpers)
 
 
 class DiffusionModel:

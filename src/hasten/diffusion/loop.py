@@ -26,24 +26,27 @@ Asking = Generator[list[Query], list[Prediction], None]
 
 @dataclass(frozen=True, slots=True)
 class _Questions:
-    """About one canvas: its own query, and those of each transform."""
+    """About one canvas: its own query, those of each transform, and those that are compared with its own."""
 
     query: Query
     extras: list[list[Query]]
+    compared: list[Query]
 
     @property
     def flat(self) -> list[Query]:
-        return [self.query, *(one for extra in self.extras for one in extra)]
+        return [self.query, *(one for extra in self.extras for one in extra), *self.compared]
 
     def answered(self, predictions: Iterator[Prediction]) -> _Answers:
         own = next(predictions)
-        return _Answers(own, [[next(predictions) for _ in extra] for extra in self.extras])
+        extras = [[next(predictions) for _ in extra] for extra in self.extras]
+        return _Answers(own, extras, [next(predictions) for _ in self.compared])
 
 
 @dataclass(frozen=True, slots=True)
 class _Answers:
     prediction: Prediction
     extras: list[list[Prediction]]
+    compared: list[Prediction]
 
 
 @dataclass(eq=False)
@@ -144,6 +147,9 @@ class Writing:
         answers = iter((yield queries))
         own, *others = [one.answered(answers) for one in asked]
         self._ahead = {draft.key: one for draft, one in zip(drafts, others, strict=True)}
+        for other in own.compared:
+            cache = self.strategy.cache
+            cache.compare(own.prediction, other, self._state(cache))
         return own
 
     def _plan(self, block: Block, forward_in_block: int) -> Plan:
@@ -176,10 +182,16 @@ class Writing:
             yield canvas
 
     def _questions(self, canvas: Canvas, block: Block, plan: Plan) -> _Questions:
+        query = self._query(canvas, block, plan)
+        extras = [one.extra_queries(query, canvas) for one in self.strategy.transforms]
+        compared = [] if plan.compared is None else [self._query(canvas, block, plan.compared)]
+        return _Questions(query, extras, compared)
+
+    def _query(self, canvas: Canvas, block: Block, plan: Plan) -> Query:
         wanted = self._wanted(canvas, block)
         if plan.computed is not None:
             wanted = np.intersect1d(wanted, plan.computed, assume_unique=True)
-        query = Query(
+        return Query(
             sequence=self.sequence,
             token_ids=canvas.token_ids.copy(),
             wanted=wanted,
@@ -188,7 +200,6 @@ class Writing:
             wants_hidden=self._wants_hidden,
             previous=self._last.prediction if self._last else None,
         )
-        return _Questions(query, [one.extra_queries(query, canvas) for one in self.strategy.transforms])
 
     def _wanted(self, canvas: Canvas, block: Block) -> Ids:
         """Ascending: what any policy wants to know."""

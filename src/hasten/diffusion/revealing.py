@@ -38,17 +38,16 @@ def given_sampler(helpers: Helpers, name: str) -> Any:
     return helpers.sampler
 
 
-def revealed(sampler: Revealing, step: Step) -> Step:
-    """The step with what the sampler expects at the predicted positions, given the step's canvas.
+def revealed(sampler: Revealing, step: Step, positions: Ids) -> Step:
+    """The step with what the sampler expects at some of the predicted positions, given the step's canvas.
 
     What the last prediction ruled out, such as the mask token and banned ones, stays ruled out.
     """
-    before, hidden = step.prediction, step.prediction.hidden
-    logits, hidden = sampler.reveal(
-        step.canvas.token_ids, before.positions, None if hidden is None else hidden[: len(step.canvas)]
-    )
+    before = step.prediction.at(positions)
+    hidden = None if before.hidden is None else before.hidden[: len(step.canvas)]
+    logits, hidden = sampler.reveal(step.canvas.token_ids, positions, hidden)
     logits = logits.masked_fill(before.logits.isneginf(), -torch.inf)
-    return replace(step, prediction=step.draw(Prediction(before.positions, logits, hidden)))
+    return replace(step, prediction=step.draw(Prediction(positions, logits, hidden)))
 
 
 def refuses_sampler(strategy: Strategy, spec: DenoiserSpec) -> str | None:

@@ -18,7 +18,7 @@ def denoiser_fingerprint(denoiser: Denoiser) -> str:
     model = getattr(denoiser, "model", None)
     if model is None:
         raise ModelError(
-            f"filters and samplers are trained for transformers models, and {type(denoiser).__name__} runs none"
+            f"filters and samplers are trained for transformers models; {type(denoiser).__name__} runs none"
         )
     return draft_fingerprint(model)
 

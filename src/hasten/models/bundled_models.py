@@ -1,4 +1,4 @@
-"""Where the two small models that come with hasten lie on disk; loads neither of them."""
+"""Where the small models that come with hasten lie on disk; loads none of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 from hasten.errors import ConfigError, ModelError
 
-BUNDLED: tuple[str, ...] = ("demo", "demo-draft")
+BUNDLED: tuple[str, ...] = ("demo", "demo-draft", "demo-diffusion", "demo-lists")
+"""a target and its draft model; a masked-diffusion model of text, and one of list tasks"""
 
 
 def bundled_path(name: str) -> Path:

@@ -34,6 +34,7 @@ from hasten.models.loading import (
 from hasten.models.masked_lm import MaskedLM
 from hasten.models.mdlm import BD3LM, MDLM
 from hasten.models.sdar import A2D, SDAR
+from hasten.models.sigma_gpt import POSITIONS_FILE, SigmaGPT
 
 FAMILIES: tuple[Family, ...] = (LLADA, DREAM, SDAR, *A2D, MDLM, BD3LM, DIFFUSION_GEMMA)
 """the published checkpoints that are read"""
@@ -137,6 +138,9 @@ def _load_stock(wish: _Wish, trained: dict[str, Any]) -> tuple[Denoiser, Any]:
     model, tokenizer = load_pretrained(
         wish.name, wish.dtype, str(wish.device), trust_remote_code=wish.trust_remote_code
     )
+    if spec.attention == "any-order":
+        place = _file(wish.source, POSITIONS_FILE)
+        return SigmaGPT.of(model, spec, Path(wish.source) if place is None else place.parent), tokenizer
     return MaskedLM(model, spec), tokenizer
 
 

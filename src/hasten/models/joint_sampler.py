@@ -77,9 +77,10 @@ class JointSampler(nn.Module):
         return made
 
     def logits(self, hidden: Tensor, positions: Tensor) -> Tensor:
-        """float32 [positions, vocab] of some positions, from a canvas's hidden states [length, width]."""
+        """[positions, vocab] of some positions, from a canvas's hidden states [length, width]."""
         rows = (positions - self._spec.logits_shift).clamp(min=0)
-        logits: Tensor = self._base[1](hidden[rows]).float()
+        logits: Tensor = self._base[1](hidden[rows])
+        logits = logits if logits.dtype == torch.float64 else logits.float()
         if self._spec.mask_id is not None:
             logits = logits.index_fill(
                 -1, torch.tensor([self._spec.mask_id], device=logits.device), -torch.inf

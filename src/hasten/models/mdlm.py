@@ -152,11 +152,11 @@ class _Layer(nn.Module):
             hidden = hidden + self._attend(self.norm1(hidden), turn, mask, cache)
             plain: torch.Tensor = hidden + self.mlp(self.norm2(hidden))
             return plain
-        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(level).chunk(6)
+        changes: tuple[torch.Tensor, ...] = self.adaLN_modulation(level).chunk(6)
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = changes
         looked = self._attend(self.norm1(hidden) * (1 + scale) + shift, turn, mask, cache)
         hidden = hidden + gate * looked
-        changed: torch.Tensor = self.mlp(self.norm2(hidden) * (1 + scale_mlp) + shift_mlp)
-        return hidden + gate_mlp * changed
+        return hidden + gate_mlp * self.mlp(self.norm2(hidden) * (1 + scale_mlp) + shift_mlp)
 
     def _attend(
         self,

@@ -134,9 +134,9 @@ class SharedTokens(VocabularyMap):
 
 
 def ordinary_token_bytes(tokenizer: Any, vocab_size: int) -> dict[int, bytes]:
-    """What each token below ``vocab_size`` stands for; control tokens, which stand for no text, are left out."""
+    """What each token below ``vocab_size`` stands for, without control tokens, which stand for no text."""
     tokens = _Tokens.of(tokenizer, vocab_size)
-    return {token_id: text for token_id, text in tokens.bytes_of.items() if token_id not in tokens.control_ids}
+    return {each: text for each, text in tokens.bytes_of.items() if each not in tokens.control_ids}
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -44,7 +43,9 @@ def write_canvases(
         strategy.check(denoiser.spec)
         strategy.check_canvas(canvas)
     made: list[Trajectory] = []
-    for batch in itertools.batched(enumerate(zip(canvases, strategies, strict=True)), _CANVASES_AT_ONCE):
+    jobs = list(enumerate(zip(canvases, strategies, strict=True)))
+    for first in range(0, len(jobs), _CANVASES_AT_ONCE):
+        batch = jobs[first : first + _CANVASES_AT_ONCE]
         writings = [
             Writing(
                 canvas.fork(),

@@ -9,6 +9,7 @@ from hasten.diffusion.caches.dkv import SYSTEM as DKV_SYSTEM, DelayedCache
 from hasten.diffusion.caches.dkv_greedy import SYSTEM as DKV_GREEDY_SYSTEM, GreedyCache
 from hasten.diffusion.caches.dual import SYSTEM as DUAL_SYSTEM, Dual
 from hasten.diffusion.caches.freecache import SYSTEM as FREECACHE_SYSTEM, FreeCache
+from hasten.diffusion.caches.measured import Measured
 from hasten.diffusion.caches.none import NoCache
 from hasten.diffusion.caches.prefix import SYSTEM as PREFIX_SYSTEM, Prefix
 from hasten.diffusion.caches.recap import SYSTEM as RECAP_SYSTEM, Recap
@@ -22,6 +23,7 @@ __all__ = [
     "Dual",
     "FreeCache",
     "GreedyCache",
+    "Measured",
     "NoCache",
     "Prefix",
     "Recap",
@@ -40,6 +42,7 @@ CACHES: dict[str, type[CachePolicy]] = {
         FreeCache,
         Vicinity,
         Recap,
+        Measured,
     )
 }
 

@@ -1,8 +1,8 @@
 """The exact cache of block-causal denoisers (BD3-LM, arXiv 2503.09573): finished blocks never change again.
 
 A block sees itself and what is before it. So its rows are kept once it is finished, and a pass computes the
-present block alone; in the first pass of a block, the one that was finished before it as well, whose rows were last
-computed while some of it was open.
+present block alone; the first pass of a block also the one that was finished before it, whose rows were
+computed last while some of it was open.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """dKV-Cache-Decode (arXiv 2505.15781): a token's row is kept from the second pass after it was written.
 
-Keys and values change most in the pass after their token appears, so a row is computed once more with its token
-and then reused. What is open is always computed. All rows are computed now and then, and in the first two
-forward passes of a block.
+Keys and values change most in the pass after their token appears, so a row is computed once more with its
+token and then reused. What is open is always computed. All rows are computed now and then, in the first two
+forward passes of a block, and where a full block is looked at again.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class DelayedCache(CachePolicy):
 
     def plan(self, turn: Turn, state: StoredRows) -> Plan:
         canvas = turn.canvas
-        if turn.forward_in_block < _WARM_UP or turn.forward_in_block % self.interval == 0:
+        number = turn.forward_in_block
+        if number < _WARM_UP or number % self.interval == 0 or not len(canvas.open_in(turn.block)):
             return state.stores(canvas)
         return state.stores(canvas, canvas.is_open | state.changed(canvas))

@@ -1,8 +1,9 @@
 """dKV-Cache-Greedy (arXiv 2505.15781): only what was just written, what will be, and their neighbours.
 
-It has to know which positions are written next before they are predicted, so it needs a selector whose order is
-known in advance. A neighbour is an open position at most ``window`` away from one that was written since the last
-pass or will be written after this one.
+It has to know which positions are written next before they are predicted, so it needs a selector whose
+order is known in advance. A neighbour is an open position at most ``window`` away from one that was written
+since the last pass or will be written after this one. All rows are computed now and then, and where a full
+block is looked at again.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class GreedyCache(CachePolicy):
 
     def plan(self, turn: Turn, state: StoredRows) -> Plan:
         canvas = turn.canvas
-        if turn.forward_in_block % self.interval == 0:
+        if turn.forward_in_block % self.interval == 0 or not len(canvas.open_in(turn.block)):
             return state.stores(canvas)
         assert turn.upcoming is not None
         centres = state.changed(canvas)

@@ -1,8 +1,8 @@
 """FlashDLM's FreeCache (arXiv 2505.21467): what is finished is computed once more, and then never again.
 
 The rows of a finished block are computed with all its tokens in the first pass of the next block and frozen
-from then on, like those of the prompt after the very first pass; every pass computes the block and what comes
-after it. That all rows are computed now and then is optional here; the paper's cache, as its abstract
+from then on, like those of the prompt after the very first pass; every pass computes the block and what
+comes after it. That all rows are computed now and then is optional here; the paper's cache, as its abstract
 describes it, never does.
 """
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 SYSTEM = System(
     name="freecache",
-    title="FlashDLM: Accelerating Diffusion Language Model Inference via Efficient KV Caching and Guided Diffusion",
+    title="FlashDLM: Accelerating Diffusion Language Model Inference via Efficient KV Caching and Guided "
+    "Diffusion",
     arxiv="2505.21467",
     kind="diffusion cache",
     guarantee="approximate",

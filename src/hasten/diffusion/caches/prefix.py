@@ -1,7 +1,7 @@
 """Fast-dLLM's prefix cache (arXiv 2505.22618): what stands before the block is computed once a block.
 
-The first forward pass of a block computes every row; the others compute the block and what comes after it. Under
-full attention the text before the block would notice the tokens that are written, so this is approximate.
+The first forward pass of a block computes every row; the others compute the block and what comes after it.
+Under full attention the text before the block would notice the tokens that are written: it is approximate.
 """
 
 from __future__ import annotations

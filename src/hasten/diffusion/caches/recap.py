@@ -1,7 +1,8 @@
 """ReCAP (arXiv 2505.19089): whole passes take turns with local ones, which read the context as it was.
 
 A local pass computes what is still open in the block and what changed since the last whole pass, and stores
-nothing. Made for images, whose tokens are all one block; here the targets are those of the block.
+nothing. Made for images, whose tokens are all one block; here the targets are those of the block. A full
+block that is looked at again is looked at as a whole.
 """
 
 from __future__ import annotations
@@ -54,8 +55,9 @@ class Recap(CachePolicy):
 
     def plan(self, turn: Turn, state: StoredRows) -> Plan:
         canvas = turn.canvas
-        if turn.forward_in_block % (self.local + 1) == 0:
+        targets = canvas.open_in(turn.block)
+        if turn.forward_in_block % (self.local + 1) == 0 or not len(targets):
             return state.stores(canvas)
         computed = state.changed(canvas)
-        computed[canvas.open_in(turn.block)] = True
+        computed[targets] = True
         return Plan(np.flatnonzero(computed))

@@ -29,7 +29,8 @@ class StoredRows:
 
     def changed(self, canvas: Canvas) -> Mask:
         """bool [length]: where the canvas holds another token now, or no row is stored."""
-        return self.token_ids[: len(canvas)] != canvas.token_ids
+        changed: Mask = self.token_ids[: len(canvas)] != canvas.token_ids
+        return changed
 
     def stores(self, canvas: Canvas, computed: Mask | None = None) -> Plan:
         """The plan that computes these rows, or all, and stores them."""

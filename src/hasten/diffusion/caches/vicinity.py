@@ -1,7 +1,7 @@
-"""dInfer's vicinity refresh (arXiv 2510.08666): the block and its neighbours are computed, the rest once a block.
+"""dInfer's vicinity refresh (arXiv 2510.08666): the block and what is near it; the rest once a block.
 
-The first forward passes of a text compute every row, because everything still changes; so does the first pass of
-each block.
+The first forward passes of a text compute every row, because everything still changes; so does the first
+pass of each block.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SYSTEM = System(
 
 @dataclass(frozen=True)
 class Vicinity(CachePolicy):
-    """``radius`` positions on both sides of the block are computed with it, after ``warm_up`` whole passes."""
+    """``radius`` positions on both sides of a block are computed with it, after ``warm_up`` whole passes."""
 
     name: ClassVar[str] = "vicinity"
     radius: int = 16

@@ -18,6 +18,8 @@ from hasten.errors import ConfigError
 DEAD = -1
 MAX_STATES = 20_000
 """Of an automaton over bytes; larger ones would make every step of decoding slow."""
+MAX_READ = 1_000_000
+"""States looked at while an automaton is made deterministic: repetitions that overlap cost the square."""
 LAST_CODE_POINT = 0x10FFFF
 _SURROGATES = (0xD800, 0xDFFF)
 _ENCODED_ALIKE = ((0, 0x7F), (0x80, 0x7FF), (0x800, 0xFFFF), (0x10000, LAST_CODE_POINT))
@@ -110,10 +112,12 @@ class ByteNfa:
         )
         group_of = {cut: index for index, cut in enumerate(cuts)}
         begin = self._closed([start])
-        numbers, waiting, rows = {begin: 0}, deque([begin]), []
+        numbers, waiting, rows, num_read = {begin: 0}, deque([begin]), [], 0
         while waiting:
             reached: dict[int, set[int]] = {}
-            for state in waiting.popleft():
+            states = waiting.popleft()
+            num_read += len(states)
+            for state in states:
                 for first, last, target in self.edges[state]:
                     for group in range(group_of[first], group_of[last + 1]):
                         reached.setdefault(group, set()).add(target)
@@ -125,10 +129,10 @@ class ByteNfa:
                     waiting.append(following)
                 row[group] = numbers[following]
             rows.append(row)
-            if len(numbers) > MAX_STATES:
+            if len(numbers) > MAX_STATES or num_read > MAX_READ:
                 raise _too_many(MAX_STATES)
         table = np.repeat(np.array(rows), np.diff(cuts), axis=1)
-        is_final = np.array([end in states for states in numbers])
+        is_final = np.array([end in one for one in numbers])
         return _minimal(table, is_final)
 
     def _closed(self, states: Iterable[int]) -> frozenset[int]:
@@ -145,32 +149,52 @@ class ByteNfa:
 
 def _too_many(num_states: int) -> ConfigError:
     return ConfigError(
-        f"the pattern needs more than {num_states} states; "
+        f"the pattern is too large, it needs about {num_states} states or more; "
         "lower its repetition counts, or repeat without a limit"
     )
 
 
 def _minimal(table: NDArray[np.int32], is_final: NDArray[np.bool_]) -> ByteDfa:
     """Without states from which no text ends, and with states that accept the same merged; state 0 starts."""
-    leads = is_final.copy()
-    while True:
-        wider = leads | (leads[table] & (table >= 0)).any(axis=1)
-        if (wider == leads).all():
-            break
-        leads = wider
-    table = np.where((table >= 0) & leads[table], table, DEAD)
-    block = is_final.astype(np.int64)
-    columns = np.unique(table, axis=1)
-    num_blocks = 0
-    while True:
-        seen = np.where(columns >= 0, block[columns], DEAD)
-        _, block = np.unique(np.column_stack([block, seen]), axis=0, return_inverse=True)
-        if block.max() + 1 == num_blocks:
-            break
-        num_blocks = int(block.max()) + 1
+    num_states = len(table)
+    # A state of its own for texts that are lost makes every state take every byte.
+    columns = np.unique(np.where(table >= 0, table, num_states), axis=1)
+    columns = np.vstack([columns, np.full(columns.shape[1], num_states, columns.dtype)])
+    block = _blocks(columns, np.append(is_final, False))
+    lost = block[num_states]
     _, member = np.unique(block, return_index=True)
-    merged = np.where(table[member] >= 0, block[table[member]], DEAD).astype(np.int32)
-    return _reached(merged, is_final[member], int(block[0]))
+    merged = np.append(table, np.full((1, 256), DEAD, table.dtype), axis=0)[member]
+    targets = np.where(merged >= 0, block[merged], lost)
+    merged = np.where(targets == lost, DEAD, targets).astype(np.int32)
+    return _reached(merged, np.append(is_final, False)[member], int(block[0]))
+
+
+def _blocks(columns: NDArray[np.int32], is_final: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """int64 [states]: states with one number accept the same texts (Hopcroft's partition refinement)."""
+    sources = []
+    for column in columns.T:
+        order = np.argsort(column, kind="stable")
+        sources.append(np.split(order, np.searchsorted(column[order], np.arange(1, len(column)))))
+    blocks = [set(np.flatnonzero(is_final).tolist()), set(np.flatnonzero(~is_final).tolist())]
+    block = (~is_final).astype(np.int64)
+    waiting = {0, 1}
+    while waiting:
+        splitter = sorted(blocks[waiting.pop()])
+        if not splitter:  # no state is final
+            continue
+        for by_target in sources:
+            touched: dict[int, list[int]] = {}
+            for state in np.concatenate([by_target[target] for target in splitter]).tolist():
+                touched.setdefault(int(block[state]), []).append(state)
+            for old, inside in touched.items():
+                if len(inside) == len(blocks[old]):
+                    continue
+                new = len(blocks)
+                blocks.append(set(inside))
+                blocks[old] -= blocks[new]
+                block[inside] = new
+                waiting.add(new if old in waiting or len(inside) <= len(blocks[old]) else old)
+    return np.unique(block, return_inverse=True)[1]
 
 
 def _reached(table: NDArray[np.int32], is_final: NDArray[np.bool_], start: int) -> ByteDfa:

@@ -170,17 +170,18 @@ def binary_rules(grammar: Grammar) -> BinaryRules:
 
 def _right_linear(name: str, dfa: ByteDfa, names: _Numbering) -> Iterable[tuple[int, ...]]:
     """A -> byte A' for each edge of a terminal's automaton, and A -> byte where it may end after that."""
-    continues = (dfa.next_states >= 0).any(axis=1)
+    continues = [bool((row >= 0).any()) for row in dfa.next_states]
+    is_final = dfa.is_final.tolist()
     symbols = [names.other(name if state == dfa.start else (name, state)) for state in range(dfa.num_states)]
     for state in range(dfa.num_states):
         row = dfa.next_states[state]
         for target in np.unique(row[row >= 0]).tolist():
             leaf = names.leaf(np.equal(row, target))
-            if dfa.is_final[target]:
+            if is_final[target]:
                 yield symbols[state], leaf
             if continues[target]:
                 yield symbols[state], leaf, symbols[target]
-    if dfa.is_final[dfa.start]:
+    if is_final[dfa.start]:
         yield (symbols[dfa.start],)
 
 

@@ -204,10 +204,12 @@ def _mark_used(used, spans, units, pairs) -> None:  # type: ignore[no-untyped-de
     """Spread from the whole texts in ``used`` to every span that they are made of."""
     num_points, num_words = spans.shape[0], spans.shape[2]
     both = np.zeros(num_words, np.uint64)
+    seen = np.zeros((len(pairs), num_words), np.uint64)
     for point in range(num_points):
         if not used[point].any():
             continue
         first = point // WORD
+        seen[:] = 0
         is_growing = True
         while is_growing:
             is_growing = False
@@ -215,9 +217,10 @@ def _mark_used(used, spans, units, pairs) -> None:  # type: ignore[no-untyped-de
                 both[first:] = used[point, units[index, 0], first:] & spans[point, units[index, 1], first:]
                 is_growing |= _join(used[point, units[index, 1]], both, first)
             for index in range(len(pairs)):
-                whole = used[point, pairs[index, 0]]
+                whole = used[point, pairs[index, 0]] & ~seen[index]
                 if not whole.any():
                     continue
+                seen[index] |= whole
                 left, right = pairs[index, 1], pairs[index, 2]
                 for word in range(first, num_words):
                     rest = spans[point, left, word]

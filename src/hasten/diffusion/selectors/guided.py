@@ -10,7 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
-from hasten.canvas import Ids
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten.canvas import Canvas, Ids
 from hasten.core import System
 from hasten.diffusion.base import Helpers, Selection, Selector, Step
 from hasten.errors import ConfigError
@@ -43,13 +46,14 @@ class Guide(Protocol):
 class Guided(Selector):
     """Commits from the left while a proposal is among the guide's ``top_k`` tokens, and one more.
 
-    The guide reads the canvas up to its last proposal once in each step; that pass is not counted as one of
-    the denoiser.
+    Behind an end-of-text token there is nothing left to judge. The guide reads the canvas up to its last
+    proposal once in each step; that pass is not counted as one of the denoiser.
     """
 
     name: ClassVar[str] = "guided"
     top_k: int = 1
     guide: Guide = field(kw_only=True)
+    eos_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.top_k < 1:
@@ -61,7 +65,8 @@ class Guided(Selector):
             raise ConfigError(
                 "guided needs an autoregressive model with the tokenizer of the denoiser: give --guide MODEL"
             )
-        return cls(**values, guide=helpers.guide)
+        eos_ids = () if helpers.spec is None else helpers.spec.eos_ids
+        return cls(**values, guide=helpers.guide, eos_ids=eos_ids)
 
     def select(self, step: Step, state: Any) -> Selection:
         proposed = step.open
@@ -70,6 +75,12 @@ class Guided(Selector):
         filled = step.canvas.token_ids[: last + 1].copy()
         filled[proposed.positions] = proposed.token_ids
         ranks = self.guide.ranks(filled, first)[proposed.positions - first]
-        agrees = ranks < self.top_k
+        agrees = (ranks < self.top_k) | self._is_past_end(step.canvas, filled)[proposed.positions]
         count = len(agrees) if agrees.all() else int(agrees.argmin()) + 1
         return Selection.of(proposed, slice(count))
+
+    def _is_past_end(self, canvas: Canvas, filled: Ids) -> NDArray[np.bool_]:
+        """bool [len(filled)]: whether a token of the new text before each ends it."""
+        ends = np.isin(filled, self.eos_ids) & ~canvas.is_given[: len(filled)]
+        is_past: NDArray[np.bool_] = np.cumsum(ends) > ends
+        return is_past

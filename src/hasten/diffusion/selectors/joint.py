@@ -66,7 +66,7 @@ class Joint(Selector):
         now, written = step, []
         for number in range(min(self.tokens, step.num_open)):
             if number:
-                now = revealed(self.sampler, now)
+                now = revealed(self.sampler, now, now.open.positions)
             row = now.open.entropy.argmin()
             canvas = now.canvas.fork()
             canvas.commit(now.open.positions[[row]], now.open.token_ids[[row]])

@@ -32,7 +32,7 @@ class Adjust(FreeDave):
         return cls(**values, sampler=given_sampler(helpers, cls.name))
 
     def imagined(self, step: Step, state: Any) -> Step:
-        return revealed(self.sampler, step)
+        return revealed(self.sampler, step, step.prediction.positions)
 
     def refuses(self, strategy: Strategy, spec: DenoiserSpec) -> str | None:
         return super().refuses(strategy, spec) or refuses_sampler(strategy, spec)

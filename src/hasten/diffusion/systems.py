@@ -1,0 +1,16 @@
+"""Every published method of the diffusion half, as `hasten systems` lists them."""
+
+from __future__ import annotations
+
+from hasten.diffusion import blocks, caches, constraints, revisers, selectors, stops, transforms, verifiers
+
+SYSTEMS = (
+    *selectors.SYSTEMS,
+    *blocks.SYSTEMS,
+    *transforms.SYSTEMS,
+    *stops.SYSTEMS,
+    *revisers.SYSTEMS,
+    *caches.SYSTEMS,
+    *verifiers.SYSTEMS,
+    *constraints.SYSTEMS,
+)

@@ -1,0 +1,160 @@
+"""Parts of all kinds together: either refused, with the reason, or every position is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from diffusion.oracles import GREEDY, write
+from diffusion.tables import FunctionDenoiser, table_denoiser, uniform_oracle
+from hasten.canvas import Canvas, Prediction, Query
+from hasten.core import SamplingParams
+from hasten.diffusion.base import Helpers
+from hasten.diffusion.blocks import BLOCKS
+from hasten.diffusion.caches import CACHES
+from hasten.diffusion.drawing import Draw, noise_source
+from hasten.diffusion.loop import Writing, denoise
+from hasten.diffusion.parse import PARTS, parse_strategy
+from hasten.diffusion.revisers import REVISERS
+from hasten.diffusion.selectors import SELECTORS
+from hasten.diffusion.stops import STOPS
+from hasten.diffusion.transforms import TRANSFORMS
+from hasten.diffusion.verifiers import VERIFIERS
+from hasten.errors import ConfigError
+
+HELPERS = Helpers(delimiter_ids=(1,))
+LENGTH = 6
+MOST_PASSES = 300
+TABLES = [table_denoiser(seed, length=LENGTH + 2, eos_ids=(0,)) for seed in range(6)]
+UNIFORM = [uniform_oracle(seed) for seed in range(3)]
+
+
+class Patience:
+    """A denoiser that gives up on a canvas that never ends."""
+
+    def __init__(self, denoiser: FunctionDenoiser) -> None:
+        self.denoiser, self.spec, self.vocab_size = denoiser, denoiser.spec, denoiser.vocab_size
+        self.length, self.max_length, self.num_passes = denoiser.length, None, 0
+
+    def open(self, lengths: Sequence[int], *, keeps_rows: bool) -> Patience:
+        return self
+
+    def forward(self, queries: Sequence[Query]) -> list[Prediction]:
+        self.num_passes += 1
+        assert self.num_passes <= MOST_PASSES
+        return self.denoiser.forward(queries)
+
+
+def some_of(table: dict[str, type], most: int) -> st.SearchStrategy[list[str]]:
+    return st.lists(st.sampled_from(sorted(table)), max_size=most, unique=True)
+
+
+LINES = st.builds(
+    lambda kinds, cache: "+".join(name for kind in kinds for name in kind) + f"/{cache}",
+    st.tuples(
+        st.sampled_from(sorted(SELECTORS)).map(lambda name: [name]),
+        some_of(BLOCKS, 1),
+        some_of(TRANSFORMS, 2),
+        some_of(STOPS, 2),
+        some_of(REVISERS, 2),
+        some_of(VERIFIERS, 1),
+    ),
+    st.just("none") | st.sampled_from(sorted(CACHES)),
+)
+
+
+def is_refused(line: str, denoiser: FunctionDenoiser) -> bool:
+    """Whether it is refused, and if so with a reason that names a part."""
+    try:
+        parse_strategy(line, denoiser.spec, HELPERS)
+    except ConfigError as reason:
+        names = {*PARTS, *CACHES, "helper"} & set(line.replace("/", "+").split("+"))
+        assert any(name in str(reason) for name in names), reason
+        return True
+    return False
+
+
+@settings(deadline=None, max_examples=250, derandomize=True)
+@given(LINES, st.sampled_from(TABLES), st.sampled_from([0.0, 1.0]))
+def test_a_combination_is_refused_or_writes_every_position(
+    line: str, denoiser: FunctionDenoiser, temperature: float
+) -> None:
+    if is_refused(line, denoiser):
+        return
+    params = SamplingParams(temperature=temperature)
+    text = write(Patience(denoiser), line, length=LENGTH, prompt=[3, 1], params=params, helpers=HELPERS)
+    assert denoiser.spec.mask_id not in text.token_ids
+    if not {"eos", "eot"} & {part.partition(":")[0] for part in line.partition("/")[0].split("+")}:
+        assert len(text.token_ids) == LENGTH
+    given = [place for one in text.records for place in (*one.positions, *one.reopened, *one.edited)]
+    assert min(given) >= 2
+
+
+@settings(deadline=None, max_examples=120, derandomize=True)
+@given(LINES, st.sampled_from(UNIFORM), st.sampled_from([0.0, 1.0]))
+def test_with_uniform_noise_too(line: str, denoiser: FunctionDenoiser, temperature: float) -> None:
+    line = line.replace("/", "+editable+fixed-point:7/") if "stable" not in line else line
+    if is_refused(line, denoiser):
+        return
+    params = SamplingParams(temperature=temperature)
+    text = write(Patience(denoiser), line, params=params, helpers=HELPERS)
+    assert len(text.token_ids) == denoiser.length
+    assert set(text.token_ids) <= {0, 1, 2}
+
+
+TOGETHER = [
+    "threshold:0.6+credit+adablock:0.3,size=2",
+    "threshold:0.3+unseen+remask:0.5,budget=2,checks_end=1",
+    "static:2+edit:0.6",
+    "static+cfg+prophet:3,middle=2,late=1",
+    "threshold:0.6+eot:0.6",
+    "threshold:0.6+credit+eos+freedave:3",
+]
+
+
+@pytest.mark.parametrize("line", TOGETHER)
+def test_no_text_depends_on_the_canvases_beside_it(line: str) -> None:
+    denoiser = TABLES[0]
+    strategy = parse_strategy(line, denoiser.spec, HELPERS)
+    prompts, writings = [[0], [3, 1], [2, 2]], []
+    for sample, prompt in enumerate(prompts):
+        noise = noise_source(denoiser.spec, denoiser.vocab_size, 0, 0)
+        canvas = Canvas.after(prompt, noise(np.arange(LENGTH), 0))
+        writings.append(Writing(canvas, strategy, Draw(GREEDY), noise, sequence=sample))
+    for _ in denoise(denoiser, writings):
+        pass
+    for prompt, writing in zip(prompts, writings, strict=True):
+        alone = write(denoiser, line, length=LENGTH, prompt=prompt, helpers=HELPERS)
+        assert writing.canvas.token_ids[len(prompt) :].tolist() == alone.token_ids
+        assert writing.stats.num_forwards == alone.stats.num_forwards
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["threshold:0.6+credit", "static+prophet:3,middle=2,late=1", "threshold:0.6+eos", "threshold:0.6+eot:0.6"]
+    + ["threshold:0.6+cfg", "threshold:0.6+adablock:0.3,size=2", "threshold:0.6+limit:3"],
+)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_passes_made_ahead_change_no_text(line: str, temperature: float) -> None:
+    for seed, denoiser in enumerate(TABLES):
+        params = SamplingParams(temperature=temperature)
+        kwargs = {"length": LENGTH, "prompt": [3], "params": params, "seed": seed, "helpers": HELPERS}
+        plain = write(denoiser, line, **kwargs)
+        ahead = write(denoiser, f"{line}+freedave:4", **kwargs)
+        assert ahead.token_ids == plain.token_ids
+        assert ahead.stats.num_steps == plain.stats.num_steps
+
+
+@pytest.mark.parametrize("kind", [TRANSFORMS, STOPS, REVISERS, BLOCKS])
+def test_every_part_is_listed_by_its_name(kind: dict[str, type]) -> None:
+    assert all(PARTS[name] is part and part.name == name for name, part in kind.items())
+
+
+def test_a_parameter_that_only_code_can_give_is_not_part_of_the_text() -> None:
+    with pytest.raises(ConfigError, match="takes tau, size, reach"):
+        parse_strategy("adablock:delimiter_ids=3", TABLES[0].spec, HELPERS)
+    with pytest.raises(ConfigError, match="takes scale"):
+        parse_strategy("cfg:spec=3", TABLES[0].spec)
