@@ -199,7 +199,11 @@ def llada_logits(weights: Weights, config: dict[str, Any], token_ids: Tensor) ->
         normed = _rms(x, own["attn_norm.weight"], eps)
         heads = [
             _heads(functional.linear(normed, own[f"{kind}_proj.weight"]), count)
-            for kind, count in (("q", config["n_heads"]), ("k", config["n_kv_heads"]), ("v", config["n_kv_heads"]))
+            for kind, count in (
+                ("q", config["n_heads"]),
+                ("k", config["n_kv_heads"]),
+                ("v", config["n_kv_heads"]),
+            )
         ]
         x = x + functional.linear(_attend(*heads, config["rope_theta"]), own["attn_out.weight"])
         normed = _rms(x, own["ff_norm.weight"], eps)
@@ -211,7 +215,7 @@ def llada_logits(weights: Weights, config: dict[str, Any], token_ids: Tensor) ->
 
 
 def qwen_weights(config: dict[str, Any], *, has_bias: bool, seed: int = 0) -> Weights:
-    """Qwen2 has biases on queries, keys and values; Qwen3 has norms on the heads of queries and keys instead."""
+    """Qwen2 has biases on queries, keys and values, Qwen3 norms on the heads of queries and keys."""
     width, inner = config["hidden_size"], config["intermediate_size"]
     size = config.get("head_dim", width // config["num_attention_heads"])
     rows = {

@@ -21,6 +21,7 @@ EXAMPLES = {
     "drop_in.py": r"64 tokens in \d+ steps; the same tensor: True",
     "lm_eval_task.py": r"steps for \d+ tokens; the same answers: True",
     "seq2seq.py": r"(?s)\d+ tokens in \d+ steps.+the same texts: True",
+    "threshold_trap.py": r"(?s) 9 +right in  9 .+ 10 +right in 10 +WRONG in  1 +right in  2 +right in  2",
     "own_drafter.py": r"(?s)\d+ steps instead of \d+.+'repeats-itself'.+the same text: True",
 }
 

@@ -6,7 +6,6 @@ import itertools
 from collections import Counter
 
 import numpy as np
-import pytest
 import torch
 
 from diffusion.oracles import JointOracle
@@ -91,17 +90,18 @@ class ForkedDraw(Draw):
         return self.forks
 
 
-def write_forked(oracle, strategy, params, forks) -> tuple[int, ...]:
+def write_forked(oracle, strategy, params, forks, limits=None) -> tuple[int, ...]:
     if isinstance(strategy, str):
         strategy = parse_strategy(strategy, oracle.spec)
     canvas = Canvas.after((), np.full(oracle.length, oracle.spec.mask_id))
-    writing = Writing(canvas, strategy, ForkedDraw(params, forks), lambda positions, forward: positions)
+    draw = ForkedDraw(params, forks)
+    writing = Writing(canvas, strategy, draw, lambda positions, forward: positions, limits=limits)
     for _ in denoise(oracle, [writing]):
         pass
     return tuple(canvas.token_ids.tolist())
 
 
-def law_of(oracle, strategy, params, monkeypatch) -> dict[tuple[int, ...], float]:
+def law_of(oracle, strategy, params, monkeypatch, limits=None) -> dict[tuple[int, ...], float]:
     """text -> its probability"""
     forks = Forks()
 
@@ -109,7 +109,7 @@ def law_of(oracle, strategy, params, monkeypatch) -> dict[tuple[int, ...], float
         return forks.choose((law / law.sum()).tolist()) if generator is forks else draw(law, generator)
 
     monkeypatch.setattr("hasten.diffusion.rejection.draw", choose)
-    return forks.law_of(lambda: write_forked(oracle, strategy, params, forks))
+    return forks.law_of(lambda: write_forked(oracle, strategy, params, forks, limits))
 
 
 def law_in_order(oracle, order, params) -> dict[tuple[int, ...], float]:
@@ -149,8 +149,3 @@ def require_law(texts, law, *, min_count=5) -> None:
     statistic = sum((count - expected) ** 2 / expected for count, expected in cells)
     degrees = len(cells) - 1
     assert statistic < degrees + 5 * (2 * degrees) ** 0.5, (statistic, degrees)
-
-
-@pytest.fixture
-def forks():
-    return Forks()

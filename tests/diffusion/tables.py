@@ -57,7 +57,7 @@ class FunctionDenoiser:
 def table_denoiser(
     seed: int, num_words: int = 4, length: int = 8, scale: float = 1.5, eos_ids: tuple[int, ...] = ()
 ) -> FunctionDenoiser:
-    """Logits are sums of fixed random numbers, one for each token at each other position. No law behind them."""
+    """Logits are sums of fixed random numbers, one for each token at each other position."""
     random = np.random.default_rng(seed)
     table = scale * random.standard_normal((length, length, num_words + 1, num_words))
     table[np.arange(length), np.arange(length)] = scale * random.standard_normal((length, 1, num_words))
@@ -74,6 +74,7 @@ def uniform_oracle(
     num_words: int = 3,
     length: int = 4,
     rate: float = 0.5,
+    *,
     concentration: float = 0.05,
     probs: NDArray[np.float64] | None = None,
 ) -> FunctionDenoiser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -42,7 +43,7 @@ def test_a_block_of_another_size_ends_where_a_delimiter_was_predicted(line: str,
         blocks = sorted(first_of_block)
         assert blocks[0].start == 1
         assert blocks[-1].end == LENGTH + 1
-        assert all(before.end == after.start for before, after in zip(blocks, blocks[1:], strict=False))
+        assert all(before.end == after.start for before, after in itertools.pairwise(blocks))
         usual = 3 if "size=3" in line else 2
         for block in blocks:
             if block.size != min(usual, LENGTH + 1 - block.start):
@@ -63,6 +64,16 @@ def test_the_surest_delimiter_within_reach_ends_the_block() -> None:
     assert surer.records[0].block == (0, 2)
 
 
+def test_a_delimiter_out_of_reach_ends_no_block() -> None:
+    logits = np.zeros((LENGTH, 4))
+    logits[3, DELIMITER] = 9.0
+    denoiser = FunctionDenoiser(lambda token_ids: logits, 4, length=LENGTH)
+    near = write(denoiser, "adablock:0.3,size=6,reach=0.5+static", helpers=HELPERS)
+    assert near.records[0].block == (0, 4)
+    far = write(denoiser, "adablock:0.3,size=6,reach=0.4+static", helpers=HELPERS)
+    assert far.records[0].block == (0, 6)
+
+
 def test_delimiters_are_missed_by_name() -> None:
     with pytest.raises(ConfigError, match="delimiter_ids"):
         parse_strategy("adablock", table_denoiser(0).spec)
@@ -77,4 +88,7 @@ def test_values_that_cannot_work_are_refused(values: str) -> None:
 def test_block_causal_denoisers_have_blocks_of_their_own() -> None:
     spec = replace(table_denoiser(0).spec, attention="block-causal", block_size=4)
     with pytest.raises(ConfigError, match=r"adablock.*blocks:size=4,aligned=1"):
+        parse_strategy("adablock", spec, HELPERS)
+    spec = replace(spec, attention="encoder-decoder")
+    with pytest.raises(ConfigError, match=r"adablock.*blocks:4"):
         parse_strategy("adablock", spec, HELPERS)

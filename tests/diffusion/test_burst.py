@@ -71,10 +71,10 @@ def texts_of(oracle, count):
 def test_texts_drawn_with_keyed_noise_have_the_joint_law_and_lose_it_if_all_drafts_are_kept(monkeypatch):
     oracle = chains(0, num_words=2, length=3, concentration=0.7)
     law = {text: float(oracle.probs[text]) for text in np.ndindex(*oracle.probs.shape)}
-    require_law(texts_of(oracle, 500), law)
+    require_law(texts_of(oracle, 300), law)
     always_kept(monkeypatch, "selectors.burst")
     with pytest.raises(AssertionError):
-        require_law(texts_of(oracle, 500), law)
+        require_law(texts_of(oracle, 300), law)
 
 
 def test_a_greedy_text_is_that_of_the_reference_in_as_many_forward_passes_or_fewer():

@@ -222,9 +222,10 @@ def test_a_sampled_text_is_the_same_with_finished_blocks_kept() -> None:
 CONSTANT = ["none", "prefix", "dual", "freecache", "vicinity:radius=1,warm_up=0"]
 
 
+@pytest.mark.parametrize("shift", [0, 1])
 @pytest.mark.parametrize("cache", [*CONSTANT, "blocks"])
-def test_freedave_with_a_cache_writes_what_the_cache_writes_without_it(cache: str) -> None:
-    spec = BLOCK_CAUSAL if cache == "blocks" else FULL
+def test_freedave_with_a_cache_writes_what_the_cache_writes_without_it(cache: str, shift: int) -> None:
+    spec = replace(BLOCK_CAUSAL if cache == "blocks" else FULL, logits_shift=shift)
     blocks = "" if cache == "blocks" else "+blocks:5"
     saved = 0
     for line, seed in [("static", 1), ("static", 3), ("threshold:0.3", 3), ("static:2", 3)]:
@@ -233,7 +234,7 @@ def test_freedave_with_a_cache_writes_what_the_cache_writes_without_it(cache: st
         drafted = write(denoiser, f"{line}{blocks}+freedave:4/{cache}", prompt=PROMPT, length=10)
         assert drafted.token_ids == plain.token_ids
         saved += plain.stats.num_forwards - drafted.stats.num_forwards
-    assert saved > 0
+    assert saved > 0 or shift
 
 
 @pytest.mark.parametrize("cache", ["prefix:2", "dkv", "recap", "vicinity"])

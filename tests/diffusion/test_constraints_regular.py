@@ -163,6 +163,8 @@ def test_a_length_that_cannot_be_is_refused_before_the_start():
         started(({0: {0: 1}, 1: {0: 2}}, 0, {2}), (), 3)
     with pytest.raises(ConfigError, match="no text of these tokens"):
         started(({0: {0: 1}}, 0, {5}), (), 3)
+    with pytest.raises(ConfigError, match="no text of these tokens"):
+        started(({0: {0: 1}}, 0, {0}), (), 3)
 
 
 def test_tokens_outside_the_vocabulary_make_no_text_possible():

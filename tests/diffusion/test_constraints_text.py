@@ -213,6 +213,8 @@ def test_arrays_have_as_many_items_as_the_schema_says(first, low, high):
     ("schema", "message"),
     [
         ("{", "cannot be read"),
+        ({"anyOf": 3}, "wrong kind"),
+        ({"type": "object", "properties": ["a"]}, "wrong kind"),
         ({"type": "integer", "minimum": 3}, "'minimum' cannot be honoured"),
         ({"type": "array", "items": {"type": "null"}, "uniqueItems": True}, "'uniqueItems'"),
         ({"oneOf": [{"type": "null"}]}, "type None"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.oracles import list_task, random_chain, random_joint, write
+from diffusion.oracles import ScriptedOracle, list_task, random_chain, random_joint, write
 from hasten.canvas import Canvas, DenoiserSpec
 from hasten.core import SamplingParams
 from hasten.diffusion.base import Helpers
@@ -63,6 +63,16 @@ def test_the_oracle_writes_a_whole_answer_at_once_where_only_one_is_right():
     oracle = list_task("reverse", 9)
     answer = write(oracle, "static").token_ids
     assert write(oracle, Strategy(selector=Oracle(answer=np.array(answer)))).stats.num_forwards == 1
+
+
+def test_the_oracle_leaves_the_surest_candidate_where_it_is_wrong():
+    logits = np.zeros((2, 3, 2))
+    logits[0] = [[9, 0], [3, 0], [0, 3]]
+    logits[1] = [[0, 9], [9, 0], [0, 9]]
+    answer = np.array([1, 0, 1])
+    first, second = write(ScriptedOracle(logits), Strategy(selector=Oracle(answer=answer))).records
+    assert first.positions.tolist() == [1, 2]
+    assert second.positions.tolist() == [0]
 
 
 def test_the_oracle_goes_on_where_no_candidate_is_right():

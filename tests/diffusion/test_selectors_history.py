@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from diffusion.oracles import ScriptedOracle, random_chain, random_joint, write
 from hasten.canvas import Block, Canvas, Prediction
 from hasten.diffusion.base import Step
+from hasten.diffusion.selectors import CcdDs, Klass
 from hasten.diffusion.transforms.ccd_history import CcdHistory
 
 WORDS = 4
@@ -102,6 +104,11 @@ def test_klass_waits_until_a_law_has_been_still_for_its_history() -> None:
     assert counts(script(still), "klass:history=1+whole") == [1, 7]
     assert counts(script(still), "klass:history=4+whole") == [1, 1, 1, 1, 4]
     assert counts(script(sure(*[0.85] * 8)), "klass+whole") == [1] * 8
+
+
+def test_klass_counts_from_the_last_change() -> None:
+    before, after = sure(*[0.95] * 8), sure(*[0.99] * 8)
+    assert counts(script(before, before, after), "klass+whole") == [1, 1, 1, 1, 4]
 
 
 def test_klass_begins_anew_in_every_block() -> None:
@@ -220,6 +227,20 @@ def test_ccd_ds_writes_its_base_number_where_nothing_agrees() -> None:
 
 def test_ccd_ds_begins_anew_in_every_block() -> None:
     oracle = script(sure(*np.linspace(0.9, 0.5, 40)))
-    halves = counts(oracle, "ccd-ds:warm_up=2+blocks:20")
-    assert halves[: len(halves) // 2] == halves[len(halves) // 2 :]
-    assert max(halves) > 2
+    for warm_up in (0, 2):
+        halves = counts(oracle, f"ccd-ds:warm_up={warm_up}+blocks:20")
+        assert halves[: len(halves) // 2] == halves[len(halves) // 2 :]
+        assert max(halves) > 2
+
+
+@pytest.mark.parametrize("selector", [Klass(history=1), CcdDs(warm_up=0)], ids=["klass", "ccd-ds"])
+def test_a_block_that_is_written_again_is_not_remembered(selector: Klass | CcdDs) -> None:
+    canvas = Canvas.after((), np.full(6, WORDS))
+    state = selector.start(canvas)
+    prediction = Prediction(np.arange(6), torch.from_numpy(sure(*np.linspace(0.98, 0.93, 6))))
+    first = Step(canvas, Block(0, 6), prediction, 0, 0)
+    for _ in range(3):
+        assert selector.select(first, state).positions.tolist() == [0]
+    written = replace(first, canvas=canvas.fork(), forward_in_block=1)
+    written.canvas.commit(np.array([0]), np.array([0]))
+    assert 1 in selector.select(written, state).positions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from diffusion.enumerated import (
     SAMPLED,
@@ -16,9 +17,13 @@ from diffusion.enumerated import (
     require_law,
 )
 from diffusion.oracles import random_joint, write
+from hasten.canvas import Prediction
 from hasten.core import SamplingParams
+from hasten.diffusion.drawing import Draw
 from hasten.diffusion.parse import parse_strategy
 from hasten.diffusion.rejection import weighed
+from hasten.diffusion.selectors import burst
+from hasten.diffusion.verifiers import speculative
 from hasten.errors import ConfigError
 from verify.forks import Forks, distance
 
@@ -52,11 +57,29 @@ def test_a_draft_is_kept_as_often_as_two_laws_overlap():
         assert kept == pytest.approx(np.minimum(drafted, law).sum(), abs=0.06)
 
 
+def weighed_with(stream, count=1000):
+    """Candidates of one law weighed against another, as the numbers of a stream will have it."""
+    was, law = np.array([0.6, 0.3, 0.1]), np.array([0.2, 0.5, 0.3])
+    prediction = Prediction(np.array([3]), torch.from_numpy(np.log(was))[None])
+    for seed in range(count):
+        draw = Draw(SAMPLED, seed)
+        token_id = int(draw(prediction).token_ids[0])
+        yield weighed(token_id, was, law, draw.generator(3, stream))
+
+
+@pytest.mark.parametrize("stream", [speculative.STREAM, burst.STREAM])
+def test_a_draft_is_weighed_with_other_random_numbers_than_it_was_drawn_with(stream):
+    law = {0: 0.2, 1: 0.5, 2: 0.3}
+    require_law(list(weighed_with(stream)), law)
+    with pytest.raises(AssertionError):
+        require_law(list(weighed_with(stream=0)), law)
+
+
 @pytest.mark.parametrize("params", [SAMPLED, WARPED], ids=["sampled", "warped"])
 @pytest.mark.parametrize("depth", [2, 8])
 @pytest.mark.parametrize("order", ORDERS)
 def test_texts_have_the_law_of_the_reference(monkeypatch, order, depth, params):
-    for seed in range(3):
+    for seed in range(2):
         oracle = CanvasOracle(seed, num_words=2 if params is SAMPLED else 3)
         base = f"static:order={order},seed={seed}"
         expected = law_in_order(oracle, order_of(base, oracle.spec, oracle.length), params)
@@ -70,6 +93,29 @@ def test_the_law_holds_over_several_blocks(monkeypatch):
     base = "static:order=left-to-right+blocks:2"
     found = law_of(oracle, f"{base}+speculative", SAMPLED, monkeypatch)
     assert distance(found, law_in_order(oracle, range(4), SAMPLED)) < 1e-6
+
+
+class NoTwins:
+    """Limits under which two neighbours never both hold 1."""
+
+    def masked(self, canvas, prediction):
+        logits = prediction.logits.clone()
+        for row, place in enumerate(prediction.positions.tolist()):
+            if 1 in canvas.token_ids[max(0, place - 1) : place + 2]:
+                logits[row, 1] = -torch.inf
+        return prediction.with_logits(logits)
+
+    def admitted(self, canvas, prediction, selection):
+        return selection
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_law_holds_where_tokens_forbid_others(monkeypatch, order):
+    oracle, base = CanvasOracle(2), f"static:order={order}"
+    expected = law_of(oracle, base, SAMPLED, monkeypatch, NoTwins())
+    found = law_of(oracle, f"{base}+speculative", SAMPLED, monkeypatch, NoTwins())
+    assert distance(found, expected) < 1e-6
+    assert all((1, 1) not in {text[:2], text[1:]} for text in found)
 
 
 def test_keeping_every_draft_is_another_law(monkeypatch):
@@ -89,10 +135,10 @@ def test_texts_drawn_with_keyed_noise_have_the_joint_law_and_lose_it_if_all_draf
     oracle = random_joint(0, num_words=2, length=3, concentration=0.7)
     law = {text: float(oracle.probs[text]) for text in np.ndindex(*oracle.probs.shape)}
     strategy = "static:order=random+speculative"
-    require_law(texts_of(oracle, strategy, 500), law)
+    require_law(texts_of(oracle, strategy, 300), law)
     always_kept(monkeypatch, "verifiers.speculative")
     with pytest.raises(AssertionError):
-        require_law(texts_of(oracle, strategy, 500), law)
+        require_law(texts_of(oracle, strategy, 300), law)
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -139,7 +139,9 @@ def test_an_unsure_end_is_left_alone_unless_the_likeliest_is_asked_for() -> None
 def test_without_a_sure_end_nothing_changes() -> None:
     for seed in range(10):
         denoiser = table_denoiser(seed, eos_ids=(EOS,))
-        assert write(denoiser, "threshold:0.5+eot:1.01").token_ids == write(denoiser, "threshold:0.5").token_ids
+        assert (
+            write(denoiser, "threshold:0.5+eot:1.01").token_ids == write(denoiser, "threshold:0.5").token_ids
+        )
 
 
 # a written end of text
@@ -234,7 +236,10 @@ def test_a_foreseen_end_and_a_constraint_do_not_go_together() -> None:
         parse_strategy("static+eot", spec).constrained(constraint).check(spec)
 
 
-def test_prophet_needs_a_denoiser_that_sees_to_the_end() -> None:
+def test_prophet_and_limit_need_a_denoiser_that_sees_to_the_end() -> None:
     spec = DenoiserSpec(mask_id=9, attention="block-causal", block_size=4)
-    with pytest.raises(ConfigError, match="prophet"):
+    with pytest.raises(ConfigError, match=r"prophet.*no later block"):
         parse_strategy("prophet", spec)
+    spec = DenoiserSpec(mask_id=None, attention="encoder-decoder", block_size=4, noise="uniform")
+    with pytest.raises(ConfigError, match=r"limit.*no later block.*stable"):
+        parse_strategy("renoise+limit", spec)

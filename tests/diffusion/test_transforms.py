@@ -63,7 +63,9 @@ def test_guidance_moves_logits_away_from_those_without_the_prompt() -> None:
 
 def test_guidance_keeps_banned_tokens_banned() -> None:
     step = step_on(torch.tensor([[0.0, 1.0, -torch.inf], [0.0, -torch.inf, -torch.inf]]), 0)
-    free = Prediction(step.prediction.positions, torch.tensor([[2.0, 0.0, -torch.inf], [0.0, 0.0, -torch.inf]]))
+    free = Prediction(
+        step.prediction.positions, torch.tensor([[2.0, 0.0, -torch.inf], [0.0, 0.0, -torch.inf]])
+    )
     logits = Guidance(1.0).apply(step, [free], None).logits
     assert logits.tolist() == [[-2.0, 2.0, -torch.inf], [0.0, -torch.inf, -torch.inf]]
 
@@ -149,15 +151,15 @@ def test_few_slots_keep_the_largest_credits() -> None:
 def test_credit_begins_anew_with_each_block() -> None:
     for seed in range(6):
         denoiser = table_denoiser(seed)
-        both = write(denoiser, "threshold:0.8+credit+blocks:4")
+        both = write(denoiser, "threshold:0.8+credit+blocks:4+limit:99")
         prompt = both.token_ids[:4]
-        second = write(denoiser, "threshold:0.8+credit+blocks:4", length=4, prompt=prompt)
+        second = write(denoiser, "threshold:0.8+credit+blocks:4+limit:99", length=4, prompt=prompt)
         assert second.token_ids == both.token_ids[4:]
         assert second.stats.num_forwards == sum(one.block.start == 4 for one in both.records)
 
 
 def test_credit_saves_forward_passes() -> None:
-    passes = {line: 0 for line in ("threshold:0.9", "threshold:0.9+credit")}
+    passes = dict.fromkeys(("threshold:0.9", "threshold:0.9+credit"), 0)
     for seed, line in itertools.product(range(20), passes):
         passes[line] += write(random_joint(seed, length=6), line).stats.num_forwards
     assert passes["threshold:0.9+credit"] < passes["threshold:0.9"]
@@ -187,9 +189,13 @@ def test_the_temperature_falls_evenly() -> None:
 def test_a_constant_temperature_is_that_of_sampling() -> None:
     for seed in range(5):
         denoiser = table_denoiser(seed)
-        warm = write(denoiser, "static:order=left-to-right+temperature:0.5,low=0.5", params=SAMPLED, seed=seed)
+        warm = write(
+            denoiser, "static:order=left-to-right+temperature:0.5,low=0.5", params=SAMPLED, seed=seed
+        )
         half = SamplingParams(temperature=0.5)
-        assert warm.token_ids == write(denoiser, "static:order=left-to-right", params=half, seed=seed).token_ids
+        assert (
+            warm.token_ids == write(denoiser, "static:order=left-to-right", params=half, seed=seed).token_ids
+        )
 
 
 # banned ends

@@ -176,7 +176,7 @@ def test_our_own_folders_load_with_their_spec(tmp_path, load):
 
 def test_a_causal_model_denoises_as_its_user_says(tmp_path, load):
     config = {**SDAR, "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
-    del config["auto_map"]
+    del config["auto_map"], config["attn_implementation"]
     weights = qwen_weights(config, has_bias=False)
     write_checkpoint(tmp_path, config, weights)
     denoiser, _ = load(tmp_path, spec=f"mask_id={MASK},attention=full")
@@ -298,7 +298,8 @@ def code_that_leaves_a_trace(folder: Path, config_class: str) -> Path:
     for module in ("configuration_llada", "modeling_llada"):
         (folder / f"{module}.py").write_text(
             f"from pathlib import Path\nPath({str(trace)!r}).touch()\n"
-            f"from transformers import LlamaConfig\nclass {config_class}(LlamaConfig):\n    model_type = 'llada'\n"
+            f"from transformers import LlamaConfig\n"
+            f"class {config_class}(LlamaConfig):\n    model_type = 'llada'\n"
         )
     return trace
 
@@ -330,15 +331,42 @@ def test_what_a_denoiser_is_is_told_without_its_weights(tmp_path):
     assert is_denoiser(str(tmp_path))
 
 
+@pytest.fixture
+def no_hub(monkeypatch) -> None:
+    """A hub that has nothing; nobody is asked."""
+    monkeypatch.setattr("hasten.models.denoisers.cached_file", lambda *arguments, **options: None)
+
+
 @pytest.mark.parametrize("name", ["demo", "no/such/folder", "/no/such", "owner/not-a-model-there"])
-def test_other_models_and_nothing_are_no_denoisers(name):
+def test_other_models_and_nothing_are_no_denoisers(no_hub, name):
     assert not is_denoiser(name)
 
 
 @pytest.mark.parametrize("name", ["no/such/folder", "owner/not-a-model-there"])
-def test_nothing_there_is_an_error_with_the_name(name):
+def test_nothing_there_is_an_error_with_the_name(no_hub, name):
     with pytest.raises(ModelError, match=name):
         load_denoiser(name)
+
+
+def test_hub_repositories_are_read_like_folders(tmp_path, monkeypatch):
+    folder = write_layout(tmp_path, "mdlm")
+    (folder / "README.md").touch()
+    fetched = []
+
+    def fetch(name: str, allow_patterns: list[str]) -> str:
+        fetched.append((name, "*.safetensors" in allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr("hasten.models.denoisers.snapshot_download", fetch)
+    monkeypatch.setattr(
+        "hasten.models.denoisers.cached_file",
+        lambda name, file, **options: str(folder / file) if (folder / file).is_file() else None,
+    )
+    assert is_denoiser("someone/mdlm")
+    assert not fetched
+    denoiser, _ = load_denoiser("someone/mdlm", "float32", "cpu")
+    assert fetched == [("someone/mdlm", False), ("someone/mdlm", True)]  # weights last
+    assert torch.equal(logits_of(denoiser), logits_of(load_denoiser(str(folder), "float32", "cpu")[0]))
 
 
 def test_dtype_and_device_are_heeded(tmp_path):

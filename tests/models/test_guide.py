@@ -112,6 +112,22 @@ def test_another_tokenizer_is_refused():
         )
 
 
+def words(*tokens: str) -> Any:
+    return SimpleNamespace(
+        get_vocab=lambda: {token: token_id for token_id, token in enumerate(tokens)},
+        all_special_ids=[0],
+        added_tokens_decoder={},
+    )
+
+
+def test_the_same_tokens_under_other_ids_are_refused():
+    model = build_model(vocab_size=4)
+    options = {"denoiser": denoiser(4), "denoiser_tokenizer": words("<mask>", "a", "b", "c")}
+    with pytest.raises(IncompatibleModels, match="2 tokens differ, such as 'b', which is 2 .* and 3 for"):
+        load_guide(model, **options, tokenizer=words("<mask>", "a", "c", "b"))
+    assert load_guide(model, **options, tokenizer=words("<pad>", "a", "b", "c")).ranks(np.array([0])) == [4]
+
+
 def test_without_a_tokenizer_sizes_must_agree(target):
     with pytest.raises(ConfigError, match="has no tokenizer"):
         load_guide(target.forward.model, denoiser=denoiser(VOCAB + 1), denoiser_tokenizer=None)

@@ -186,6 +186,21 @@ def test_a_shifted_model_computes_the_row_before_the_wanted_one_as_well() -> Non
     same(one(session, query(text(), [0, 4, 9], stores=True)), whole[[0, 4, 9]])
 
 
+@pytest.mark.parametrize("others", [0, 1])
+def test_the_row_before_a_wanted_one_is_run_for_its_logits_only(others: int) -> None:
+    """What is stored depends on the computed rows, whatever was wanted of them."""
+    denoiser = build_denoiser(spec=replace(FULL, logits_shift=1))
+    new = changed(text(), 3, 7)
+    found = []
+    for wanted in ([4], []):
+        session = denoiser.open([LENGTH], keeps_rows=True)
+        one(session, query(text(), stores=True))
+        own = replace(query(new, [4], stores=True), wanted=np.array(wanted, dtype=np.int64))
+        session.forward([own, *[query(new, [4, 5])] * others])
+        found.append(one(session, query(new, [9, 10])))
+    same(found[0], found[1])
+
+
 def test_a_model_that_ignores_its_cache_is_refused_where_rows_shall_be_kept() -> None:
     model = build_model()
     stock = model.forward

@@ -93,7 +93,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def texts(folder: Path, tokenizer: PreTrainedTokenizerFast, document: str, **changes: Any) -> TextRows:
-    (folder / "text.txt").write_text("<|endoftext|>".join([document] * 60), encoding="utf-8")
+    (folder / "text.txt").write_text(
+        "<|endoftext|>".join(f"{document} {i}" for i in range(60)), encoding="utf-8"
+    )
     config = DiffusionConfig(
         files=("text.txt",), tokenizer="demo", output="out", sequence_length=24, batch_size=64, **changes
     )
@@ -110,7 +112,7 @@ def test_prompts_before_an_answer_stay_clean(tmp_path: Path, tokenizer: PreTrain
     for token_ids, is_canvas in zip(rows.token_ids, rows.is_canvas, strict=True):
         text = tokenizer.decode(token_ids)
         assert is_canvas.any()
-        if "\nAssistant:" in text and not text.endswith("\nAssistant:"):
+        if text.partition("\nAssistant:")[2]:
             clean = tokenizer.decode(token_ids[~is_canvas])
             assert clean.endswith("\nAssistant:")
             assert clean.count("\nAssistant:") == 1
@@ -126,7 +128,8 @@ def test_prompts_before_an_answer_stay_clean(tmp_path: Path, tokenizer: PreTrain
 def test_a_teacher_is_asked_with_the_first_half_where_there_is_no_turn(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    source = texts(tmp_path, tokenizer, "The cat sat on the mat and the dog sat on the cat all day.")
+    document = "The cat sat on the mat and the dog sat on the cat all day."
+    source = texts(tmp_path, tokenizer, document, held_out_fraction=0.1)
     asked = source.prompts(5)
     assert asked.token_ids.shape == (5, 24)
     assert torch.equal(asked.is_canvas, (torch.arange(24) >= 12).expand(5, 24))

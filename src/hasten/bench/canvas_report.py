@@ -15,6 +15,20 @@ _LEGEND = (
 )
 
 
+COLUMNS = (
+    "method",
+    "guarantee",
+    "right",
+    "same text",
+    "same tokens",
+    "forwards",
+    "rows",
+    "tok/fwd",
+    "seconds",
+    "speed-up",
+)
+
+
 def print_canvas_report(
     console: Console, conditions: dict[str, Any], records: list[dict[str, Any]], *, by_set: bool = False
 ) -> None:
@@ -33,10 +47,8 @@ def print_canvas_report(
 
 def _table(size: int, name: str, records: list[dict[str, Any]]) -> Table:
     table = Table(title=f"{name}, canvas of {size}, {records[0]['texts']} texts", title_justify="left")
-    for column in ("method", "guarantee"):
-        table.add_column(column)
-    for column in ("right", "same text", "same tokens", "forwards", "rows", "tok/fwd", "seconds", "speed-up"):
-        table.add_column(column, justify="right")
+    for index, column in enumerate(COLUMNS):
+        table.add_column(column, justify="left" if index < 2 else "right")
     for record in records:
         table.add_row(*cells(record))
     return table

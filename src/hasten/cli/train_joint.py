@@ -52,7 +52,7 @@ def train_joint(
     choice = PromptChoice(prompts, data, lists, texts, seed)
     denoiser, canvases = load_canvases(model, device, spec, choice, max_new_tokens)
     fingerprint = denoiser_fingerprint(denoiser)
-    sampler = JointSampler(denoiser.model, denoiser.spec)  # type: ignore[attr-defined]
+    sampler = JointSampler(denoiser.model, denoiser.spec)
     with writing_bar() as show:
         metrics = train_joint_sampler(denoiser, sampler, canvases, options, show)
     save_sampler(output, sampler, fingerprint)

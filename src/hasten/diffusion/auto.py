@@ -19,12 +19,15 @@ class Auto:
         spec = self._denoiser.spec
         ends_open = canvas.last_given < canvas.first_open
         line = "static+freedave" if is_exact else "auto"
+        if spec.noise == "uniform" and not is_exact:
+            line = "renoise+temperature+stable"
         if spec.eos_ids and ends_open:
             line += "+eos"
         return parse_strategy(f"{line}/{self._cache(canvas, is_exact=is_exact)}", spec)
 
     def _cache(self, canvas: Canvas, *, is_exact: bool) -> str:
-        if self._denoiser.spec.attention == "block-causal":
-            return "blocks"
+        attention = self._denoiser.spec.attention
+        if attention != "full":
+            return "blocks" if attention == "block-causal" else "none"
         is_long = canvas.num_open > DEFAULT_SIZE
         return "measured" if is_long and not is_exact else "none"

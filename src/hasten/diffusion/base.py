@@ -129,7 +129,7 @@ class Helpers:
     guide: Any = None
     """an autoregressive model that scores proposals, for "guided" """
     filter: Any = None
-    """a trained filter, for "learn2pd" """
+    """a trained filter, or what loads it, for "learn2pd" """
     sampler: Any = None
     """a trained one-layer sampler, for "joint" """
     delimiter_ids: tuple[int, ...] = ()
@@ -238,7 +238,10 @@ class StopPolicy(Policy):
         return None
 
     def after_commit(self, step: Step, state: Any) -> Finish | None:
-        """After the selection was written and revised; only a ``length`` counts here."""
+        """After the selection was written and revised, unless a reviser wants to look at a full block again.
+
+        Only a ``length`` counts here.
+        """
         return None
 
 

@@ -28,6 +28,7 @@ from hasten.diffusion.trained import find_filter, find_sampler
 from hasten.diffusion.transforms.no_eos import NoEos
 from hasten.errors import ConfigError, GenerationInterrupted, PromptError
 from hasten.models.denoisers import load_denoiser
+from hasten.models.guide import load_guide
 
 Trace = Callable[[Record], None]
 
@@ -80,7 +81,7 @@ def load_diffusion(
     dtype: str = "auto",
     device: str | None = None,
     spec: str | None = None,
-    guide: Any = None,
+    guide: str | os.PathLike[str] | None = None,
     filter: str | os.PathLike[str] | None = None,
     sampler: str | os.PathLike[str] | None = None,
     trust_remote_code: bool = False,
@@ -91,7 +92,7 @@ def load_diffusion(
         model: a bundled name ("demo-diffusion", "demo-lists"), a local folder or a hub id.
         dtype, device: as for ``hasten.load``.
         spec: what the checkpoint does not say, such as "mask_id=126336,attention=full".
-        guide: an autoregressive model for the selector "guided".
+        guide: an autoregressive model of the same tokenizer for the selector "guided", by name.
         filter: a file of ``hasten train filter`` for the selector "learn2pd".
         sampler: a file of ``hasten train joint`` for the selector "joint".
         trust_remote_code: allow a hub repository to run its own code.
@@ -104,7 +105,18 @@ def load_diffusion(
     helpers = Helpers(
         filter=find_filter(denoiser, name, None if filter is None else Path(filter)),
         sampler=find_sampler(denoiser, None if sampler is None else Path(sampler)),
+        delimiter_ids=_line_ends(tokenizer),
     )
+    if guide is not None:
+        opened = load_guide(
+            guide,
+            denoiser=denoiser,
+            denoiser_tokenizer=tokenizer,
+            dtype=dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
+        )
+        helpers = replace(helpers, guide=opened)
     return DiffusionModel(denoiser, tokenizer, helpers)
 
 
@@ -349,6 +361,14 @@ class DiffusionModel:
         return str(
             self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         )
+
+
+def _line_ends(tokenizer: Any) -> tuple[int, ...]:
+    """Tokens that hold the end of a line, which byte-level tokenizers spell with a letter of their own."""
+    if tokenizer is None:
+        return ()
+    vocabulary = tokenizer.get_vocab()
+    return tuple(sorted(token_id for token, token_id in vocabulary.items() if {"\n", "Ċ"} & set(token)))
 
 
 def _report(records: list[Record], trace: Trace | None) -> None:

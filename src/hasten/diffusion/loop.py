@@ -93,9 +93,10 @@ class Writing:
             if was_open and not step.num_open:
                 return
             looks_again = yield from self._commit(step, fills=finish.fills)
-            step = self._cut(step, self._asked_to_stop(step, "after_commit"))
-            if not step.num_open and not looks_again:
-                return
+            if not looks_again:
+                step = self._cut(step, self._asked_to_stop(step, "after_commit"))
+                if not step.num_open:
+                    return
             self._last = step
             step = yield from self._look(step.block, step.forward_in_block + 1)
 

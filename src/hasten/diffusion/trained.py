@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 from hasten.canvas import Denoiser
@@ -23,15 +25,20 @@ def denoiser_fingerprint(denoiser: Denoiser) -> str:
     return draft_fingerprint(model)
 
 
-def find_filter(denoiser: Denoiser, name: str, file: Path | None) -> ConfidenceFilter | None:
-    """The filter in a file, or without one in the folder of the model of this name; None where none is.
+def find_filter(
+    denoiser: Denoiser, name: str, file: Path | None
+) -> ConfidenceFilter | Callable[[], ConfidenceFilter] | None:
+    """The filter in a file, or what loads the one in the folder of the model of this name; None without one.
 
-    Raises StoreError or IncompatibleModels for a file that cannot be used.
+    Loading raises StoreError or IncompatibleModels for a file that cannot be used. What merely lies in the
+    folder is not looked at before it is asked for.
     """
+    if file is not None:
+        return load_filter(file, denoiser_fingerprint(denoiser))
     beside = Path(resolve_source(name)) / FILTER_FILE
-    if file is None and not beside.is_file():
+    if not beside.is_file():
         return None
-    return load_filter(file or beside, denoiser_fingerprint(denoiser))
+    return functools.cache(lambda: load_filter(beside, denoiser_fingerprint(denoiser)))
 
 
 def find_sampler(denoiser: Denoiser, file: Path | None) -> JointSampler | None:
@@ -42,4 +49,4 @@ def find_sampler(denoiser: Denoiser, file: Path | None) -> JointSampler | None:
     if file is None:
         return None
     fingerprint = denoiser_fingerprint(denoiser)
-    return load_sampler(file, denoiser.model, denoiser.spec, fingerprint)  # type: ignore[attr-defined]
+    return load_sampler(file, denoiser.model, denoiser.spec, fingerprint)

@@ -79,7 +79,8 @@ class JointSampler(nn.Module):
     def logits(self, hidden: Tensor, positions: Tensor) -> Tensor:
         """[positions, vocab] of some positions, from a canvas's hidden states [length, width]."""
         rows = (positions - self._spec.logits_shift).clamp(min=0)
-        logits: Tensor = self._base[1](hidden[rows])
+        head = self._base[1]
+        logits: Tensor = head(hidden[rows].to(head.weight.dtype))
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if self._spec.mask_id is not None:
             logits = logits.index_fill(

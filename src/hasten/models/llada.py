@@ -100,7 +100,7 @@ def _text_config(config: Config) -> Config:
 LLADA = Family(
     name="LLaDA",
     model_types=("llada",),
-    architectures=("LLaDAModelLM", "LLaDAModel"),
+    architectures=("LLaDAModelLM",),
     build=_build,
     wrap=MaskedLM,
     tokenizer=PreTrainedTokenizerFast.from_pretrained,

@@ -120,6 +120,8 @@ class _Rows:
     query: Query
     positions: Ids
     """[rows]"""
+    kept: Ids
+    """[rows]: the same, -1 for those that are there for their logits only"""
     limits: Ids
     """[rows]: each sees the positions below its limit"""
     wanted: Ids
@@ -137,7 +139,9 @@ class _Rows:
 class MaskedSession:
     """See canvas.DenoiserSession.
 
-    Two queries of one pass must not store rows of one canvas.
+    Where logits are shifted, the row before a wanted one is run as well if it is not among the computed. Its
+    keys and values are not used, so that what is stored does not depend on what was wanted. Two queries of
+    one pass must not store rows of one canvas.
 
     Args:
         can_pad: whether canvases of different shapes may share a model call.
@@ -176,17 +180,15 @@ class MaskedSession:
             raise ValueError("a chain needs an any-order denoiser")
         length = len(query.token_ids)
         predictors = np.maximum(query.wanted - self._spec.logits_shift, 0)
-        if query.computed is None:
-            positions = np.arange(length)
-        elif self._spec.logits_shift:
-            positions = np.union1d(query.computed, predictors)
-        else:
-            positions = query.computed
+        positions = kept = np.arange(length) if query.computed is None else query.computed
+        if self._spec.logits_shift:
+            positions = np.union1d(kept, predictors)
+            kept = np.where(np.isin(positions, kept), positions, -1)
         size = self._spec.block_size
         limits = np.full(len(positions), length)
         if size is not None:
             limits = np.minimum(limits, (positions // size + 1) * size)
-        rows = _Rows(query, positions, limits, np.searchsorted(positions, predictors))
+        rows = _Rows(query, positions, kept, limits, np.searchsorted(positions, predictors))
         self._check(rows)
         return rows
 
@@ -197,7 +199,7 @@ class MaskedSession:
         if self._kept is None:
             raise ValueError("this session keeps no rows; open it with keeps_rows=True")
         needed = np.ones(rows.end, dtype=np.bool_)
-        needed[rows.positions[rows.positions < rows.end]] = False
+        needed[rows.kept[rows.kept >= 0]] = False
         self._kept.check(query.sequence, needed)
 
     def _groups(self, asked: AbstractSequence[_Rows]) -> Iterator[list[_Rows]]:
@@ -225,7 +227,7 @@ class MaskedSession:
             self._kept,
             ComputedRows(
                 np.array([rows.query.sequence for rows in group]),
-                _padded([rows.positions for rows in group], -1),
+                _padded([rows.kept for rows in group], -1),
                 np.array([rows.query.stores for rows in group]),
             ),
             max(rows.end for rows in group),

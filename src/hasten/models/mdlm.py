@@ -156,7 +156,8 @@ class _Layer(nn.Module):
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = changes
         looked = self._attend(self.norm1(hidden) * (1 + scale) + shift, turn, mask, cache)
         hidden = hidden + gate * looked
-        return hidden + gate_mlp * self.mlp(self.norm2(hidden) * (1 + scale_mlp) + shift_mlp)
+        mixed: torch.Tensor = self.mlp(self.norm2(hidden) * (1 + scale_mlp) + shift_mlp)
+        return hidden + gate_mlp * mixed
 
     def _attend(
         self,

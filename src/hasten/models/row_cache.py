@@ -25,7 +25,7 @@ class KeptRows:
     """What is kept of some canvases. Tensors come into being with the first pass.
 
     Args:
-        lengths: of the canvases. A slot more than the longest needs takes what padding rows write.
+        lengths: of the canvases. A slot more than the longest needs takes what nobody shall see.
     """
 
     def __init__(self, lengths: AbstractSequence[int]) -> None:
@@ -61,7 +61,7 @@ class ComputedRows(NamedTuple):
     sequences: Ids
     """[batch]"""
     positions: Ids
-    """[batch, rows]; -1 is padding"""
+    """[batch, rows]; -1 where keys and values are neither seen nor kept, as of padding"""
     stores: NDArray[np.bool_]
     """[batch]"""
 
@@ -129,13 +129,12 @@ class RowView(Cache):
     def keep(self) -> None:
         """Ends the pass: what shall be stored is."""
         for row in np.flatnonzero(self._stores).tolist():
-            is_real = self._positions[row] >= 0
-            sequence, positions = int(self._sequences[row]), self._positions[row][is_real]
-            self._rows.mark(sequence, positions)
-            slots, taken = self._slots[row, : len(positions)], slice(0, len(positions))
+            sequence, taken = int(self._sequences[row]), np.flatnonzero(self._positions[row] >= 0)
+            self._rows.mark(sequence, self._positions[row, taken])
+            index = torch.from_numpy(taken).to(self._slots.device)
             for number, layer in self._new.items():
                 for kept, new in zip(self._rows.layers[number], layer, strict=True):
-                    kept[sequence, :, slots] = new[row, :, taken]
+                    kept[sequence, :, self._slots[row, index]] = new[row, :, index]
         self._new = {}
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

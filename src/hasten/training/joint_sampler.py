@@ -211,6 +211,8 @@ def _divergence(base: _Base, sampler: JointSampler, places: Sequence[Place]) -> 
 def _fit(
     base: _Base, sampler: JointSampler, places: list[Place], options: JointTraining, report: Progress
 ) -> None:
+    if sampler.join.weight.dtype in {torch.float16, torch.bfloat16}:
+        sampler.float()  # small steps vanish in half precision
     sampler.requires_grad_(True)
     optimizer = torch.optim.AdamW(sampler.parameters(), lr=options.learning_rate)
     schedule: Any = torch.optim.lr_scheduler.LambdaLR(

@@ -20,7 +20,7 @@ _ACCEPTED: dict[str, tuple[type, ...]] = {
     "tuple[int, ...]": (tuple, list),
 }
 
-_LISTS: dict[str, type] = {"files": str, "keep_layers": int, "exits": int, "canvas_lengths": int}
+_LISTS: dict[str, type] = {"tuple[str, ...]": str, "tuple[int, ...]": int}
 
 _FREE_TO_CHANGE = {"data", "output", "device", "resume", "checkpoint_every", "evaluate_every", "report_every"}
 """Options that may differ when a run is resumed, since they do not decide what is learnt."""
@@ -100,12 +100,12 @@ class RunConfig:
 
     @classmethod
     def _lists(cls) -> list[str]:
-        return [field.name for field in fields(cls) if field.name in _LISTS]
+        return [field.name for field in fields(cls) if field.type in _LISTS]
 
     def _require_kind(self, name: str, kind: str) -> None:
         value = getattr(self, name)
         is_wrong = not isinstance(value, _ACCEPTED[kind]) or (isinstance(value, bool) and kind != "bool")
-        if is_wrong or (name in _LISTS and not all(type(item) is _LISTS[name] for item in value)):
+        if is_wrong or (kind in _LISTS and not all(type(item) is _LISTS[kind] for item in value)):
             raise ConfigError(f"{name}={value!r} cannot work; it must be of type {kind}")
 
     def _require_limits(self) -> None:

@@ -85,4 +85,9 @@ class AdaBlock(BlockPolicy):
                 f"this denoiser's blocks have {spec.block_size} positions, counted from position 0; choose "
                 f"'blocks:size={spec.block_size},aligned=1'"
             )
+        if spec.attention == "encoder-decoder":
+            return (
+                f"this denoiser writes {spec.block_size} positions at a time; choose "
+                f"'blocks:{spec.block_size}'"
+            )
         return None

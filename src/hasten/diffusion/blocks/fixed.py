@@ -21,8 +21,8 @@ class FixedBlocks(BlockPolicy):
     """Blocks of ``size`` positions, counted from the first that was not given.
 
     Without a size, the largest up to 32 that divides the canvas. ``aligned`` counts from position 0, as
-    block-causal denoisers do, and lets the first and last block be shorter. Raises ConfigError for a size that
-    does not divide the open end of a canvas.
+    block-causal denoisers do, and lets the first and last block be shorter. Raises ConfigError for a size
+    that does not divide the open end of a canvas.
     """
 
     name: ClassVar[str] = "blocks"
@@ -64,5 +64,8 @@ class FixedBlocks(BlockPolicy):
             )
         longest = spec.block_size or DEFAULT_SIZE
         if spec.attention == "encoder-decoder" and (self.size or DEFAULT_SIZE) > longest:
-            return f"this denoiser writes {spec.block_size} positions at a time; choose 'blocks:{spec.block_size}'"
+            return (
+                f"this denoiser writes {spec.block_size} positions at a time; choose "
+                f"'blocks:{spec.block_size}'"
+            )
         return None

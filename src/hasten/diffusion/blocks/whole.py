@@ -27,5 +27,8 @@ class Whole(BlockPolicy):
         if spec.attention == "block-causal":
             return f"this denoiser sees no later block; choose 'blocks:{spec.block_size}'"
         if spec.attention == "encoder-decoder":
-            return f"this denoiser writes {spec.block_size} positions at a time; choose 'blocks:{spec.block_size}'"
+            return (
+                f"this denoiser writes {spec.block_size} positions at a time; choose "
+                f"'blocks:{spec.block_size}'"
+            )
         return None

@@ -63,7 +63,10 @@ def schema_regex(schema: str | dict[str, Any]) -> str:
             schema = json.loads(schema)
         except ValueError as problem:
             raise ConfigError(f"the JSON schema cannot be read: {problem}") from problem
-    return _Writer(schema).expression(schema, 0)
+    try:
+        return _Writer(schema).expression(schema, 0)
+    except (AttributeError, TypeError) as problem:
+        raise ConfigError(f"the JSON schema has a value of the wrong kind: {problem}") from problem
 
 
 class _Writer:

@@ -187,7 +187,7 @@ def _no_text(name: str, tables: _Tables, start: int, length: int, may_end: bool)
         for state in np.flatnonzero(reached):
             following[tables.succ[tables.succ_starts[state] : tables.succ_starts[state + 1]]] = True
         reached = following
-    if not lengths:
+    if not any(lengths):
         return f"no text of these tokens fits the constraint {name!r}; check it against the tokenizer"
     if may_end:
         return (

@@ -38,9 +38,8 @@ class _Reader:
 
     def __init__(self, grammar: Grammar) -> None:
         self._terminals = grammar.terminals
+        # Terminals that are empty in a text are left out here: neighbours are those across them as well.
         self._following = grammar.neighbours()
-        # A terminal without text could end any number of times in one place.
-        self._can_tell = not any(dfa.is_final[dfa.start] for dfa in grammar.terminals.values())
         places = [(name, state) for name, dfa in grammar.terminals.items() for state in range(dfa.num_states)]
         self._known: dict[bytes, frozenset[Way] | None] = {
             b"": frozenset((place, (), place) for place in places)
@@ -48,8 +47,6 @@ class _Reader:
 
     def ways(self, text: bytes) -> frozenset[Way] | None:
         """None where there are too many to follow."""
-        if not self._can_tell:
-            return None
         if text not in self._known:
             before = self.ways(text[:-1])
             if before is not None and len(text) > 1:

@@ -72,7 +72,7 @@ class CcdDs(Selector):
 
     def select(self, step: Step, state: _Buffer) -> Selection:
         if step.forward_in_block == 0:
-            state.positions = NONE
+            state.size, state.positions, state.token_ids = 1, NONE, NONE
         state.size = self._size(step, state.size)
         ranked = np.argsort(step.open.entropy, kind="stable")
         agreed = self._agreed(step, ranked[: state.size], state)

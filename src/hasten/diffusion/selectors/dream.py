@@ -53,9 +53,8 @@ class Dream(Selector):
         return ranks(canvas, self.order, self.seed)
 
     def select(self, step: Step, state: Ids) -> Selection:
-        prediction = step.open
-        number = max(1, int(len(prediction.positions) * self._share(step.forward_in_block)))
-        return Selection.of(prediction, np.sort(ranking(prediction, self.order, state)[:number]))
+        number = max(1, int(step.num_open * self._share(step.forward_in_block)))
+        return Selection.of(step.open, np.sort(ranking(step.open, self.order, state)[:number]))
 
     def _share(self, forward: int) -> float:
         """Of the open positions, what a forward pass writes; everything in the last."""

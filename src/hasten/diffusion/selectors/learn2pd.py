@@ -58,7 +58,8 @@ class Learn2PD(Selector):
                 "learn2pd needs a filter that was trained for the model: give --filter FILE, made with "
                 "`hasten train filter`"
             )
-        return cls(**values, filter=helpers.filter)
+        given = helpers.filter
+        return cls(**values, filter=given if isinstance(given, ConfidenceFilter) else given())
 
     @property
     def block_size(self) -> int:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from hasten.canvas import DenoiserSpec
 from hasten.diffusion.base import Finish, Step, StopPolicy, Wants
 from hasten.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hasten.diffusion.strategy import Strategy
 
 
 @dataclass(frozen=True)
@@ -28,3 +32,8 @@ class Limit(StopPolicy):
 
     def before_commit(self, step: Step, state: Any) -> Finish | None:
         return Finish(fills=True) if step.forward + 1 >= self.passes else None
+
+    def refuses(self, strategy: Strategy, spec: DenoiserSpec) -> str | None:
+        if spec.attention == "encoder-decoder":
+            return "this denoiser predicts no later block before it comes; choose 'stable:steps=64'"
+        return None

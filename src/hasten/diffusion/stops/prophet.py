@@ -59,6 +59,6 @@ class Prophet(StopPolicy):
         return Finish(fills=True) if gaps.mean() >= (self.early, self.middle, self.late)[stage] else None
 
     def refuses(self, strategy: Strategy, spec: DenoiserSpec) -> str | None:
-        if spec.attention == "block-causal":
+        if spec.block_size is not None:
             return "this denoiser predicts no later block before it comes; choose 'threshold'"
         return None
