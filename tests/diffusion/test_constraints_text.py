@@ -341,3 +341,17 @@ def test_random_commits_are_always_sums_of_the_grammar(tokenizer):
 def test_a_pattern_without_texts_is_refused_at_the_start(tokenizer):
     with pytest.raises(ConfigError, match="no text of these tokens"):
         regex_constraint(r"a[^\s\S]", tokenizer).start((0, 4), (0,), len(tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "is_within"),
+    [
+        ("ab", "a.*", True),
+        ("a*", "a+", False),
+        ("ab|c", "ab", False),
+        ("ab", "a", False),
+        ("a{2,3}", "a*", True),
+    ],
+)
+def test_a_language_is_within_another_if_all_its_texts_are(inner, outer, is_within):
+    assert compile_regex(inner).is_within(compile_regex(outer)) == is_within

@@ -143,6 +143,24 @@ def test_the_sampler_is_shown_the_canvas_as_it_becomes():
     assert all(ids[0] == 1 for ids in helpers.sampler.calls)
 
 
+def test_hidden_states_go_from_call_to_call():
+    class Counting(Sampler):
+        def reveal(self, token_ids, positions, hidden):
+            number = 0 if hidden is None else int(hidden[0])
+            seen.append(number)
+            logits, _ = super().reveal(token_ids, positions, hidden)
+            return logits, torch.full((len(token_ids),), number + 1)
+
+    seen = []
+    oracle = random_joint(4, length=6)
+    helpers = Helpers(sampler=Counting(oracle))
+    write(oracle, "joint:3", helpers=helpers)
+    assert seen == [0, 1, 0, 1]
+    seen.clear()
+    assert write(oracle, "static:order=entropy+adjust:6", helpers=helpers).stats.num_forwards == 2
+    assert seen == [0, 1, 2, 3, 4]
+
+
 def test_what_the_forward_pass_ruled_out_is_not_revealed():
     class Wild(Sampler):
         def reveal(self, token_ids, positions, hidden):

@@ -86,11 +86,21 @@ def test_less_is_asked_for_later() -> None:
     logits[:, 1] = 5.5
     text = write(FunctionDenoiser(lambda token_ids: logits, 3, length=6), "static+prophet")
     assert [len(one.positions) for one in text.records] == [1, 1, 4]
+    in_blocks = write(FunctionDenoiser(lambda token_ids: logits, 3, length=6), "static+prophet+blocks:2")
+    assert [len(one.positions) for one in in_blocks.records] == [1, 1, 4]
     logits[:, 1] = 3.0
     text = write(FunctionDenoiser(lambda token_ids: logits, 3, length=6), "static+prophet")
     assert [len(one.positions) for one in text.records] == [1, 1, 1, 1, 1, 1]
     text = write(FunctionDenoiser(lambda token_ids: logits[:1].repeat(12, 0), 3, length=12), "static+prophet")
     assert [len(one.positions) for one in text.records] == [1] * 9 + [3]
+
+
+def test_the_gap_is_the_mean_over_everything_that_is_open() -> None:
+    logits = np.zeros((4, 3))
+    logits[:, 1] = 9.0, 9.0, 1.0, 1.0
+    denoiser = FunctionDenoiser(lambda token_ids: logits, 3, length=4)
+    assert len(write(denoiser, "static+prophet+blocks:2").records[0].positions) == 1
+    assert len(write(denoiser, "static+prophet:5+blocks:2").records[0].positions) == 4
 
 
 # a foreseen end of text

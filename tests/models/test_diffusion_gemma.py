@@ -90,10 +90,11 @@ def test_the_encoder_reads_nothing_twice(model, denoiser, monkeypatch):
         return forward(*arguments, **options)
 
     monkeypatch.setattr(model.model.encoder, "forward", listening)
-    session = denoiser.open([len(TEXT)], keeps_rows=False)
+    session = denoiser.open([len(TEXT)] * 2, keeps_rows=False)
+    other = replace(piece(4, 9), token_ids=TEXT[::-1][:9], sequence=1)
     for start in (PROMPT, PROMPT, PROMPT + CANVAS, PROMPT + CANVAS):
-        session.forward([piece(start, start + CANVAS)])
-    assert read == [PROMPT, CANVAS]
+        session.forward([piece(start, start + CANVAS), other])
+    assert read == [PROMPT, 4, CANVAS]
 
 
 def test_a_short_last_piece_is_predicted_too(model, denoiser):

@@ -123,7 +123,7 @@ def words(*tokens: str) -> Any:
 def test_the_same_tokens_under_other_ids_are_refused():
     model = build_model(vocab_size=4)
     options = {"denoiser": denoiser(4), "denoiser_tokenizer": words("<mask>", "a", "b", "c")}
-    with pytest.raises(IncompatibleModels, match="2 tokens differ, such as 'b', which is 2 .* and 3 for"):
+    with pytest.raises(IncompatibleModels, match=r"2 tokens differ, such as 'b', which is 2 .* and 3 for"):
         load_guide(model, **options, tokenizer=words("<mask>", "a", "c", "b"))
     assert load_guide(model, **options, tokenizer=words("<pad>", "a", "b", "c")).ranks(np.array([0])) == [4]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from hasten.canvas import DenoiserSpec, Query
 from hasten.core import SamplingParams
 from hasten.errors import ConfigError, ModelError
 from hasten.models.denoisers import load_denoiser
-from hasten.models.sigma_gpt import POSITIONS_FILE, SigmaGPT
+from hasten.models.sigma_gpt import POSITIONS_FILE, Rows, SigmaGPT
 from hasten.training.tokenizer import train_tokenizer
 
 WORDS, LENGTH = 7, 10
@@ -130,6 +132,16 @@ def test_every_known_token_and_its_place_count(session):
     for other in ("3.461", "24.61", "2.46", "2.641"):
         (found,) = ask(session, burst(canvas(other), [8]))
         assert not torch.allclose(found, rows, atol=1e-6)
+
+
+@pytest.mark.parametrize("part", ["token_ids", "own", "upcoming"])
+def test_a_row_tells_its_token_its_place_and_the_next_place(model, part):
+    rows = Rows.chain(canvas("2461"), np.array([0, 2]), np.array([3, 1]), MASK)
+    values = getattr(rows, part).copy()
+    values[1] += 1
+    with torch.no_grad():
+        found, expected = model([replace(rows, **{part: values}), rows])
+    assert (found - expected)[:, :WORDS].abs().amax(-1).gt(1e-6).all()
 
 
 def test_a_written_position_is_predicted_from_all_tokens_but_its_own(session):

@@ -94,11 +94,12 @@ def load_denoiser(
             raise ModelError(_unknown(config))
         trained = {} if own is None else asdict(DenoiserSpec.load(own.parent))
         _check_code(config, trust_remote_code)
-        return _load_stock(wish, trained)
+        stock_spec = _stock_spec(wish, trained)
     except ConfigError:
         raise
     except (ModelError, *_PROBLEMS) as problem:
         raise ModelError(f"cannot load {name!r}: {problem}") from problem
+    return _load_stock(wish, stock_spec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +129,17 @@ def _load_family(family: Family, wish: _Wish) -> tuple[Denoiser, Any]:
     return family.wrap(model.to(device=wish.device).eval(), spec), tokenizer
 
 
-def _load_stock(wish: _Wish, trained: dict[str, Any]) -> tuple[Denoiser, Any]:
+def _stock_spec(wish: _Wish, trained: dict[str, Any]) -> DenoiserSpec:
+    """Of a model of transformers, before its weights are read."""
     config = AutoConfig.from_pretrained(wish.source, trust_remote_code=wish.trust_remote_code)
     text_config = config.get_text_config(decoder=True)
     vocab_size = int(text_config.vocab_size)
     tokenizer = load_tokenizer(wish.name, trust_remote_code=wish.trust_remote_code)
     told = _told(wish.source, text_config.to_dict(), tokenizer, vocab_size)
-    spec = _spec(told | trained, wish.changes, tokenizer, vocab_size)
+    return _spec(told | trained, wish.changes, tokenizer, vocab_size)
+
+
+def _load_stock(wish: _Wish, spec: DenoiserSpec) -> tuple[Denoiser, Any]:
     model, tokenizer = load_pretrained(
         wish.name, wish.dtype, str(wish.device), trust_remote_code=wish.trust_remote_code
     )
