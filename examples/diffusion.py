@@ -12,6 +12,7 @@ reference = model.generate(question.prompt, params, policy="static")
 for policy in ("static", "exact", "threshold:0.9", "factor", "auto", "static:8"):
     output = model.generate(question.prompt, params, policy=policy)
     verdict = "right" if is_correct(question, output.text) else "wrong"
-    print(f"{policy:14} {output.stats.num_forwards:3} forwards  {output.guarantee:12} {verdict}  {output.text}")
+    cost = f"{output.stats.num_forwards:3} forwards"
+    print(f"{policy:14} {cost}  {output.guarantee:12} {verdict}  {output.text}")
 exact = model.generate(question.prompt, params, policy="exact")
 print("exact is the reference's text:", exact.token_ids == reference.token_ids)

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 Weights = dict[str, Tensor]
 VOCAB = 272
-END, CHAT_END, MASK = 256, 257, 258
+END, CHAT_END, MASK, TURN_END = 256, 257, 258, 259
 """ids of the special tokens, after one token a byte"""
 
 LLADA = {

@@ -255,7 +255,7 @@ class Query:
     wants_hidden: bool = False
     """whether the last hidden states of all positions come back too; only where all are computed"""
     previous: Prediction | None = None
-    """the canvas's last prediction in the same block, as it was decided on, for models that condition on it"""
+    """the canvas's last prediction in the same block, as it was decided on, for models that read it"""
 
     @property
     def num_rows(self) -> int:

@@ -57,7 +57,7 @@ def warp(scores: torch.Tensor, params: SamplingParams) -> torch.Tensor:
 
 
 def _nucleus_floor(probs: torch.Tensor, top_p: float) -> torch.Tensor:
-    """[..., 1]: the smallest probability inside the nucleus, which is mostly small: look at few before all."""
+    """[..., 1]: the smallest probability inside the nucleus, mostly a small one: look at few before all."""
     vocab_size = probs.shape[-1]
     size = min(64, vocab_size)
     while True:

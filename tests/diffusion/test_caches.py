@@ -341,6 +341,34 @@ def test_finished_blocks_that_were_changed_are_computed_again_with_all_after_the
     assert reopens or texts[0] != plain
 
 
+def test_a_block_that_is_looked_at_again_makes_the_blocks_after_it_stale() -> None:
+    """Its own rows are then stored with their last token, so that no token tells that others are old."""
+    canvas = Canvas.after((5, 6, 7, 8), np.arange(10, 22))
+    policy = CACHES["blocks"]()
+    state = policy.start(canvas)
+
+    def rows(start: int, number: int) -> list[int]:
+        computed = policy.plan(Turn(canvas, Block(start, start + BLOCK), number), state).computed
+        return list(range(16)) if computed is None else computed.tolist()
+
+    assert rows(4, 0) == list(range(8))
+    assert rows(8, 0) == list(range(8, 12))
+    canvas.token_ids[6] = 50
+    assert rows(4, 0) == list(range(4, 8))
+    assert rows(12, 0) == list(range(8, 16))
+
+
+@pytest.mark.parametrize("cache", ["dkv", "dkv-greedy", "recap"])
+def test_a_full_block_that_is_looked_at_again_is_computed_whole(cache: str) -> None:
+    """Nothing of it is open, and yet a reviser wants to see all of it."""
+    canvas = Canvas.after(PROMPT, np.full(8, MASK))
+    policy = CACHES[cache]()
+    state = policy.start(canvas)
+    policy.plan(Turn(canvas, Block(5, 9), 0, np.array([5])), state)
+    canvas.commit(np.arange(5, 9), np.arange(20, 24))
+    assert policy.plan(Turn(canvas, Block(5, 9), 5, np.array([], dtype=np.int64)), state).computed is None
+
+
 @dataclass(frozen=True)
 class Cut(StopPolicy):
     """Cuts the canvas once, after so many predictions."""

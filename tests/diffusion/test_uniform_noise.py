@@ -131,6 +131,15 @@ def test_blocks_come_to_rest_one_after_the_other() -> None:
     assert text.token_ids == [1] * 6
 
 
+def test_noise_that_happens_to_be_an_end_of_text_ends_nothing() -> None:
+    logits = np.zeros((6, 3))
+    logits[:, 1] = 12.0
+    denoiser = FunctionDenoiser(lambda token_ids: logits, 3, eos_ids=(0,), has_mask=False, length=6)
+    for seed in range(6):
+        text = write(denoiser, "unroll:0.3+editable+fixed-point+eos", seed=seed)
+        assert text.token_ids == [1] * 6
+
+
 def test_the_prompt_is_never_written() -> None:
     for seed in range(5):
         text = write(uniform_oracle(seed), SUNDAE, prompt=[2, 0], seed=seed)

@@ -23,6 +23,7 @@ from denoiser_checkpoints import (
     MASK,
     MDLM,
     SDAR,
+    TURN_END,
     VOCAB,
     in_blocks,
     llada_logits,
@@ -146,6 +147,10 @@ def test_ends_of_texts_come_from_configs_and_tokenizer(tmp_path, load):
     assert spec.pad_id == END
 
 
+def test_the_end_of_a_turn_ends_a_text_of_llada(tmp_path, load):
+    assert load(write_layout(tmp_path, "llada"))[0].spec.eos_ids == (END, TURN_END)
+
+
 def test_a_tokenizer_is_read_without_the_code_of_its_repository(tmp_path, load):
     _, tokenizer = load(write_layout(tmp_path, "dream"))
     assert tokenizer.decode(tokenizer("a <|mask|>")["input_ids"]) == "a <|mask|>"
@@ -167,7 +172,8 @@ def test_our_own_folders_load_with_their_spec(tmp_path, load):
     tokenizer.save_pretrained(ours)
     spec = DenoiserSpec(mask_id=MASK, eos_ids=(END,), pad_id=3)
     spec.save(ours)
-    assert json.loads((ours / "config.json").read_text())["model_type"] == "llama"
+    saved = json.loads((ours / "config.json").read_text())
+    assert (saved["model_type"], saved["is_causal"]) == ("llama", False)
     again, _ = load(ours)
     assert again.spec == spec
     assert torch.equal(logits_of(again), logits_of(denoiser))

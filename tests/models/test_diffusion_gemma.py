@@ -91,7 +91,7 @@ def test_the_encoder_reads_nothing_twice(model, denoiser, monkeypatch):
 
     monkeypatch.setattr(model.model.encoder, "forward", listening)
     session = denoiser.open([len(TEXT)] * 2, keeps_rows=False)
-    other = replace(piece(4, 9), token_ids=TEXT[::-1][:9], sequence=1)
+    other = replace(piece(4, 9), token_ids=TEXT[::-1][:9].copy(), sequence=1)
     for start in (PROMPT, PROMPT, PROMPT + CANVAS, PROMPT + CANVAS):
         session.forward([piece(start, start + CANVAS), other])
     assert read == [PROMPT, 4, CANVAS]

@@ -119,7 +119,7 @@ class Plan:
     computed: Ids | None = None
     stores: bool = False
     compared: Plan | None = None
-    """another plan for the same canvas: the cache policy is told both predictions, the text follows this one"""
+    """another plan for the same canvas: the cache policy is told both predictions, the text follows this"""
 
 
 @dataclass(frozen=True)
@@ -273,8 +273,8 @@ class CachePolicy(Policy):
 class Verifier(Policy):
     """Which canvases are predicted beside the present one, because they are likely to come next.
 
-    The loop uses a prediction made ahead only where the very same canvas comes up, so that it is the one that a
-    forward pass of its own would have given.
+    The loop uses a prediction made ahead only where the very same canvas comes up, so that it is the one that
+    a forward pass of its own would have given.
     """
 
     def drafts(self, step: Step, guesses: Iterator[Canvas], state: Any) -> list[Canvas]:

@@ -187,7 +187,7 @@ class DiffusionModel:
         policy: str | Strategy = "auto",
         constraint: Constraint | None = None,
     ) -> list[Strategy]:
-        """Raises whatever ``generate`` would raise before its first forward pass; the strategy of each text."""
+        """The strategy of each text. Raises what ``generate`` would raise before its first forward pass."""
         jobs = self._jobs(prompts, params or SamplingParams(), policy, constraint)
         return [job.writing.strategy for job in jobs]
 

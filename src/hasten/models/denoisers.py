@@ -81,14 +81,14 @@ def load_denoiser(
         ModelError: nothing there, no denoiser, an unknown layout, or weights that do not fit.
     """
     target = resolve_device(device)
-    resolve_dtype(dtype, target)
+    torch_dtype = resolve_dtype(dtype, target)
     changes = {} if spec is None else parse_spec(spec)
     wish = _Wish(name, resolve_source(name), dtype, target, changes, trust_remote_code)
     try:
         config = _json(wish.source, "config.json")
         family = next((one for one in FAMILIES if one.reads(config)), None)
         if family is not None:
-            return _load_family(family, wish)
+            return _load_family(family, wish, torch_dtype)
         own = _file(wish.source, SPEC_FILE)
         if own is None and spec is None:
             raise ModelError(_unknown(config))
@@ -116,7 +116,7 @@ class _Wish:
     trust_remote_code: bool
 
 
-def _load_family(family: Family, wish: _Wish) -> tuple[Denoiser, Any]:
+def _load_family(family: Family, wish: _Wish, dtype: torch.dtype | str) -> tuple[Denoiser, Any]:
     folder = _fetched(wish.source, _TEXT_FILES)
     config = _json(str(folder), "config.json")
     tokenizer = family.tokenizer(folder)
@@ -125,7 +125,7 @@ def _load_family(family: Family, wish: _Wish) -> tuple[Denoiser, Any]:
     told = _told(str(folder), text_config, tokenizer, vocab_size, family.end_tokens)
     spec = _spec(told | family.spec_values(config), wish.changes, tokenizer, vocab_size)
     weights = _fetched(wish.source, (*_TEXT_FILES, "*.safetensors"))
-    model = family.build(weights, config, resolve_dtype(wish.dtype, wish.device))
+    model = family.build(weights, config, dtype)
     return family.wrap(model.to(device=wish.device).eval(), spec), tokenizer
 
 

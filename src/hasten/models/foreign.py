@@ -78,13 +78,13 @@ def refuse_other(config: Config, known: Mapping[str, Any]) -> None:
             )
 
 
-def stock_config(config_class: Any, config: Config, **changes: Any) -> Any:
-    """A transformers config with those values of a foreign one that it knows, attending both ways."""
+def stock_config(config_class: Any, config: Config) -> Any:
+    """A transformers config with those values of a foreign one that it knows."""
     known = {one.name for one in dataclasses.fields(config_class)} | {"rope_theta", "rope_scaling"}
     values = {
         name: config[name] for name in known.difference(_NOT_OF_THE_MODEL) if config.get(name) is not None
     }
-    return config_class(**{**values, "dtype": declared_dtype(config), "is_causal": False, **changes})
+    return config_class(**values, dtype=declared_dtype(config))
 
 
 def declared_dtype(config: Config) -> str | None:

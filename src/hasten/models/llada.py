@@ -84,7 +84,6 @@ def _llama_config(config: Config) -> Any:
         eos_token_id=config.get("eos_token_id"),
         pad_token_id=config.get("pad_token_id"),
         dtype=declared_dtype(config),
-        is_causal=False,
     )
 
 

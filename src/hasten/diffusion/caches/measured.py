@@ -37,8 +37,8 @@ class Measured(CachePolicy):
     def __post_init__(self) -> None:
         if not (0 <= self.limit <= 1 and self.probation >= 1):
             raise ConfigError(
-                f"measured:limit={self.limit},probation={self.probation} cannot work; limit is a share from 0 "
-                "to 1, probation at least 1 prediction"
+                f"measured:limit={self.limit},probation={self.probation} cannot work; limit is a share from "
+                "0 to 1, probation at least 1 prediction"
             )
 
     def start(self, canvas: Canvas) -> _Trial:
