@@ -179,8 +179,8 @@ def test_what_else_cannot_work_is_refused_before_the_first_pass(silent: Diffusio
         silent.generate(
             PROMPT, SMALL, policy="static", constraint=regex_constraint("a{500}", silent.tokenizer)
         )
+    processors = [lambda ids, scores: scores]
     with pytest.raises(ConfigError, match="logits_processors"):
-        processors = [lambda ids, scores: scores]
         silent.generate(PROMPT, SamplingParams(max_new_tokens=8, logits_processors=processors))
     with pytest.raises(PromptError, match="no prompts"):
         silent.generate([])

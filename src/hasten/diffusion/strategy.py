@@ -58,7 +58,7 @@ class Strategy:
 
     @property
     def reference(self) -> Strategy:
-        """What this is measured against: same blocks and order, and transforms that belong to the question."""
+        """What this is measured against: same blocks, order and what else belongs to the question."""
         asked = tuple(one for one in self.transforms if one.guarantee == "exact")
         return Strategy(
             blocks=self.blocks if self.blocks.guarantee == "exact" else FixedBlocks(),
