@@ -10,17 +10,20 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from hasten.canvas import DenoiserSpec
 from hasten.cli import app
 from hasten.errors import ConfigError, HastenError, IncompatibleModels
+from hasten.models.bundled_models import bundled_path
 from hasten.training.diffusion import DiffusionConfig, train_diffusion_model
 from hasten.training.diffusion_certainty import TaughtRows, write_greedily
 from hasten.training.diffusion_objective import Denoising
 from hasten.training.diffusion_rows import ListRows, Rows, list_tokenizer
 from hasten.training.lm import TrainingConfig, train_language_model
+from hasten.training.loop import llama_config
+from hasten.training.tokenizer import load_tokenizer
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 32,
@@ -262,3 +265,21 @@ def test_the_command_trains_and_resumes(folder: Path) -> None:
     assert DenoiserSpec.load(folder / "out").block_size == 8
     result = CliRunner().invoke(app, [*command, "--steps", "4", "--block-size", "8", "--resume"])
     assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("name", ["demo-diffusion", "demo-lists"])
+def test_recipes_have_the_shape_of_the_bundled_models(name: str) -> None:
+    config = DiffusionConfig.load(Path(__file__).parents[2] / "models" / f"{name}.json", output="out")
+    bundled = AutoConfig.from_pretrained(bundled_path(name))
+    shape = llama_config(config, load_tokenizer(name)).to_dict()
+    for option in (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "head_dim",
+    ):
+        assert shape[option] == getattr(bundled, option), option
+    for option in ("num_key_value_heads", "vocab_size", "tie_word_embeddings", "max_position_embeddings"):
+        assert shape[option] == getattr(bundled, option), option
+    assert config.rope_theta == bundled.rope_parameters["rope_theta"]
