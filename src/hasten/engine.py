@@ -14,8 +14,9 @@ from hasten.decode import Step, decode
 from hasten.drafters import Drafter, Resources, make_drafter
 from hasten.drafters.corpus_index import open_index
 from hasten.drafters.store import load_store, save_store
-from hasten.errors import ConfigError, GenerationInterrupted
+from hasten.errors import ConfigError, GenerationInterrupted, ModelError
 from hasten.models.causal_lm import CausalLM
+from hasten.models.denoisers import is_denoiser
 from hasten.models.draft_lm import load_draft
 from hasten.models.loading import load_pretrained
 from hasten.models.packed import pack_linears
@@ -71,6 +72,11 @@ def load(
     if forward not in FORWARDS:
         raise ConfigError(f"forward={forward!r} is unknown; choose {', '.join(FORWARDS)}")
     if isinstance(model, str | os.PathLike):
+        if is_denoiser(os.fspath(model)):
+            raise ModelError(
+                f"{os.fspath(model)!r} is a diffusion model, which writes another way; use "
+                "hasten.load_diffusion, or hasten generate and hasten infill"
+            )
         if tokenizer is not None:
             raise ConfigError("tokenizer= goes with a transformers model; a name or folder brings its own")
         model, tokenizer = load_pretrained(

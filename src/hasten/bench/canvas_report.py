@@ -15,6 +15,9 @@ _LEGEND = (
 )
 
 
+_WIDE = 120
+"""A terminal of so many columns shows all of them."""
+_NARROW = ("method", "right", "same text", "forwards", "seconds", "speed-up")
 COLUMNS = (
     "method",
     "guarantee",
@@ -39,18 +42,20 @@ def print_canvas_report(
     several = {size for size, name in rounds if name == "all"}
     for (size, name), chosen in rounds.items():
         if name == "all" or by_set or size not in several:
-            console.print(_table(size, name, chosen))
+            console.print(_table(size, name, chosen, COLUMNS if console.width >= _WIDE else _NARROW))
     line = ", ".join(f"{key} {value}" for key, value in conditions.items() if not isinstance(value, dict))
     console.print(line, style="dim", highlight=False)
     console.print(_LEGEND, style="dim", highlight=False)
 
 
-def _table(size: int, name: str, records: list[dict[str, Any]]) -> Table:
+def _table(size: int, name: str, records: list[dict[str, Any]], columns: tuple[str, ...]) -> Table:
     table = Table(title=f"{name}, canvas of {size}, {records[0]['texts']} texts", title_justify="left")
-    for index, column in enumerate(COLUMNS):
-        table.add_column(column, justify="left" if index < 2 else "right")
+    for column in columns:
+        is_text = column in {"method", "guarantee"}
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=is_text)
     for record in records:
-        table.add_row(*cells(record))
+        row = dict(zip(COLUMNS, cells(record), strict=True))
+        table.add_row(*(row[column] for column in columns))
     return table
 
 
