@@ -1,33 +1,30 @@
-"""The strategy "auto": as parallel as the bounds allow, and a cache only where its error was measured."""
+"""The policies "auto" and "exact", which look at the denoiser and the canvas."""
 
 from __future__ import annotations
 
-from hasten.canvas import Canvas, Denoiser
+from hasten.canvas import Canvas, DenoiserSpec
 from hasten.diffusion.blocks.fixed import DEFAULT_SIZE
 from hasten.diffusion.parse import parse_strategy
 from hasten.diffusion.strategy import Strategy
 
 
-class Auto:
-    """Chooses for one denoiser."""
+def auto_strategy(spec: DenoiserSpec, canvas: Canvas) -> Strategy:
+    """As parallel as the bounds allow, and a cache only where its error is measured."""
+    line = "renoise+temperature+stable" if spec.noise == "uniform" else "auto"
+    is_long = canvas.num_open > DEFAULT_SIZE
+    cache = "measured" if spec.attention == "full" and is_long else _exact_cache(spec)
+    return parse_strategy(f"{line}{_stop(spec, canvas)}/{cache}", spec)
 
-    def __init__(self, denoiser: Denoiser) -> None:
-        self._denoiser = denoiser
 
-    def strategy(self, canvas: Canvas, *, is_exact: bool) -> Strategy:
-        """For one canvas. Exact: the text of the reference, in fewer forward passes."""
-        spec = self._denoiser.spec
-        ends_open = canvas.last_given < canvas.first_open
-        line = "static+freedave" if is_exact else "auto"
-        if spec.noise == "uniform" and not is_exact:
-            line = "renoise+temperature+stable"
-        if spec.eos_ids and ends_open:
-            line += "+eos"
-        return parse_strategy(f"{line}/{self._cache(canvas, is_exact=is_exact)}", spec)
+def exact_strategy(spec: DenoiserSpec, canvas: Canvas) -> Strategy:
+    """The text of the reference, in fewer forward passes. Raises ConfigError for uniform noise."""
+    return parse_strategy(f"static+freedave{_stop(spec, canvas)}/{_exact_cache(spec)}", spec)
 
-    def _cache(self, canvas: Canvas, *, is_exact: bool) -> str:
-        attention = self._denoiser.spec.attention
-        if attention != "full":
-            return "blocks" if attention == "block-causal" else "none"
-        is_long = canvas.num_open > DEFAULT_SIZE
-        return "measured" if is_long and not is_exact else "none"
+
+def _stop(spec: DenoiserSpec, canvas: Canvas) -> str:
+    """Nothing is written behind an end of text, where the end of the canvas is open."""
+    return "+eos" if spec.eos_ids and canvas.last_given < canvas.first_open else ""
+
+
+def _exact_cache(spec: DenoiserSpec) -> str:
+    return "blocks" if spec.attention == "block-causal" else "none"

@@ -14,7 +14,7 @@ import numpy as np
 
 from hasten.canvas import Block, Canvas, Denoiser
 from hasten.core import FinishReason, Guarantee, SamplingParams
-from hasten.diffusion.auto import Auto
+from hasten.diffusion.auto import auto_strategy, exact_strategy
 from hasten.diffusion.base import Helpers
 from hasten.diffusion.constraints.base import Constraint
 from hasten.diffusion.drawing import Draw, noise_source
@@ -128,7 +128,6 @@ class DiffusionModel:
         self.tokenizer = tokenizer
         self.helpers = helpers
         self.reader = CanvasReader(tokenizer, denoiser.spec, denoiser.vocab_size, denoiser.max_length)
-        self._auto = Auto(denoiser)
 
     @property
     def module(self) -> Any:
@@ -311,8 +310,10 @@ class DiffusionModel:
     def _strategy(self, policy: str | Strategy, canvas: Canvas) -> Strategy:
         if isinstance(policy, Strategy):
             return policy
-        if policy in {"auto", "exact"}:
-            return self._auto.strategy(canvas, is_exact=policy == "exact")
+        if policy == "auto":
+            return auto_strategy(self.denoiser.spec, canvas)
+        if policy == "exact":
+            return exact_strategy(self.denoiser.spec, canvas)
         return parse_strategy(policy, self.denoiser.spec, self.helpers)
 
     def _output(self, job: _Job) -> DiffusionOutput:
