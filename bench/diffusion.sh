@@ -19,7 +19,7 @@ long=$long,factor,entropy-bound,localleap,klass,credit,threshold:0.9+freedave
 for cache in prefix dual dkv freecache vicinity recap measured; do
     long=$long,threshold:0.9/$cache
 done
-long=(--methods "${LONG_METHODS:-$long,factor/dual,threshold:0.9+eos/dual}" --canvas 512 --limit 1)
+long=(--methods "${LONG_METHODS:-$long,factor/dual,threshold:0.9+eos/dual,threshold:0.9+eos/vicinity}" --canvas 512 --limit 1)
 mkdir -p "$output"
 
 # Every table is made, also where one before it found a broken promise; the exit code remembers it.

@@ -66,6 +66,7 @@ ALL_METHODS = (
     "static:order=random/dkv-greedy",
     "factor/dual",
     "threshold:0.9+eos/dual",
+    "threshold:0.9+eos/vicinity",
     "threshold:0.9+prophet/dual",
 )
 """what "all" stands for; what a model or a missing helper cannot do is left out"""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 from hasten.canvas import Canvas, DenoiserSpec, Prediction
 from hasten.diffusion.base import CachePolicy, Plan, Turn
 from hasten.diffusion.caches.deviation import Deviation
-from hasten.diffusion.caches.dual import Dual
 from hasten.diffusion.caches.stored import StoredRows
+from hasten.diffusion.caches.vicinity import Vicinity
 from hasten.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class _Trial:
 
 @dataclass(frozen=True)
 class Measured(CachePolicy):
-    """The dual cache, if at most ``limit`` of its likeliest tokens are others than without it.
+    """The vicinity cache, if at most ``limit`` of its likeliest tokens are others than without it.
 
     The first ``probation`` predictions of a text are made both ways and the text follows those without the
     cache; what was found then decides for its rest. So a text depends on no other one.
@@ -42,10 +42,10 @@ class Measured(CachePolicy):
             )
 
     def start(self, canvas: Canvas) -> _Trial:
-        return _Trial(Dual().start(canvas))
+        return _Trial(Vicinity().start(canvas))
 
     def plan(self, turn: Turn, state: _Trial) -> Plan:
-        plan = Dual().plan(turn, state.rows)
+        plan = Vicinity().plan(turn, state.rows)
         if plan.computed is None:
             return plan
         if state.deviation.num_predictions < self.probation:
@@ -56,4 +56,4 @@ class Measured(CachePolicy):
         state.deviation.add(compared, prediction.at(compared.positions))
 
     def refuses(self, strategy: Strategy, spec: DenoiserSpec) -> str | None:
-        return Dual().refuses(strategy, spec)
+        return Vicinity().refuses(strategy, spec)
