@@ -10,6 +10,7 @@ from hasten.errors import ConfigError, MissingExtra
 
 FORMATS = (".png", ".svg", ".pdf")
 _COLUMNS = 4
+_TICKS = (1, 2, 4, 8)
 
 
 def require_plot(path: Path) -> None:
@@ -27,7 +28,7 @@ def draw_points(points: list[Point], size: int, path: Path, title: str) -> None:
     from matplotlib.figure import Figure
 
     tasks = ["mean", *dict.fromkeys(point.task for point in points if point.task != "mean")]
-    rows = math.ceil(len(tasks) / _COLUMNS)
+    rows = math.ceil((len(tasks) + 1) / _COLUMNS)  # the last place is the legend's
     figure = Figure(figsize=(3.6 * _COLUMNS, 3.1 * rows), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots(rows, _COLUMNS, squeeze=False, sharex=True, sharey=True)
@@ -41,11 +42,13 @@ def draw_points(points: list[Point], size: int, path: Path, title: str) -> None:
             limit = closed_form(task, size)
             axis.plot(*zip(*limit, strict=True), "k--", linewidth=1, label="ideal, random order")
         axis.set(title=task, xscale="log", ylim=(-0.03, 1.03))
+        axis.set_xticks(_TICKS, [str(tick) for tick in _TICKS])
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
     for axis in list(axes.flat)[len(tasks) :]:
         axis.set_axis_off()
     figure.supxlabel("tokens a forward")
     figure.supylabel("share of right answers")
     lines = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
-    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines))
+    axes.flat[-1].legend(lines.values(), lines.keys(), loc="center")
     figure.savefig(path, dpi=140)
