@@ -77,7 +77,7 @@ def test_a_text_that_breaks_an_exact_promise_is_counted(
 
 def test_all_leaves_out_what_a_model_cannot_do(model: DiffusionModel) -> None:
     said: list[str] = []
-    kept = expand_methods(("all", "static:3"), model, said.append)
+    kept = expand_methods(("all", "static:3"), model, (32,), said.append)
     assert kept[0] == "static:3"
     assert "threshold:0.9/dual" in kept
     assert "learn2pd" not in kept

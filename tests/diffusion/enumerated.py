@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import torch
 
-from diffusion.oracles import JointOracle
+from diffusion.exact_laws import JointOracle
 from hasten.canvas import Canvas, DenoiserSpec, Prediction, Query
 from hasten.core import SamplingParams
 from hasten.diffusion.drawing import Draw

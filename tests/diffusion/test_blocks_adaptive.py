@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from diffusion.oracles import write
+from diffusion.exact_laws import write
 from diffusion.tables import FunctionDenoiser, table_denoiser
 from hasten.core import SamplingParams
 from hasten.diffusion.base import Helpers

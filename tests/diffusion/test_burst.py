@@ -16,7 +16,7 @@ from diffusion.enumerated import (
     order_of,
     require_law,
 )
-from diffusion.oracles import random_joint, write
+from diffusion.exact_laws import random_joint, write
 from hasten.canvas import Canvas
 from hasten.diffusion.parse import parse_strategy
 from hasten.errors import ConfigError

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from diffusion.exact_laws import Written, write
 from diffusion.models import BLOCK, BLOCK_CAUSAL, FULL, MASK, build_blind, build_denoiser
-from diffusion.oracles import Written, write
 from hasten.canvas import Block, Canvas, DenoiserSpec, Prediction, Query
 from hasten.core import SamplingParams
 from hasten.diffusion.base import Finish, Reviser, Revision, Selection, Step, StopPolicy, Turn

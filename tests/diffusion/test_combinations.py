@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from diffusion.oracles import GREEDY, write
+from diffusion.exact_laws import GREEDY, write
 from diffusion.tables import FunctionDenoiser, table_denoiser, uniform_oracle
 from hasten.canvas import Block, Canvas, Ids, Mask, Prediction, Query
 from hasten.core import SamplingParams

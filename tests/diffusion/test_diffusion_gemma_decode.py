@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracles import write
 from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
     EntropyBoundSampler,
     EntropyBoundSamplerConfig,
 )
 
+from diffusion.exact_laws import write
 from diffusion_gemmas import CANVAS, END, VOCAB, build_diffusion_gemma
 from hasten.canvas import Canvas, DenoiserSpec
 from hasten.core import SamplingParams

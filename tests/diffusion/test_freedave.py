@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from diffusion.oracles import Oracle, list_task, random_chain, random_joint, write
+from diffusion.exact_laws import Oracle, list_task, random_chain, random_joint, write
 from hasten.core import SamplingParams
 from hasten.diffusion.parse import parse_strategy
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffusion.oracles import JointOracle, random_joint, write
+from diffusion.exact_laws import JointOracle, random_joint, write
 from hasten.core import SamplingParams
 from hasten.diffusion.base import Helpers
 from hasten.diffusion.parse import parse_strategy

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.oracles import list_task, random_chain, random_joint, write
+from diffusion.exact_laws import list_task, random_chain, random_joint, write
 from hasten.canvas import Canvas, DenoiserSpec, Query
 from hasten.core import SamplingParams
 from hasten.diffusion.base import Helpers

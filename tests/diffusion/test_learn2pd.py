@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.oracles import ScriptedOracle, list_task, random_chain, random_joint, write
+from diffusion.exact_laws import ScriptedOracle, list_task, random_chain, random_joint, write
 from hasten.canvas import Canvas, DenoiserSpec
 from hasten.core import SamplingParams
 from hasten.diffusion.base import Helpers

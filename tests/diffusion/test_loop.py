@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from diffusion.oracles import random_joint, write
+from diffusion.exact_laws import random_joint, write
 from hasten.core import SamplingParams
 
 SAMPLED = SamplingParams(temperature=1.0)

@@ -7,7 +7,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from diffusion.oracles import JointOracle, Oracle, TextsOracle, list_task, random_chain, write
+from diffusion.exact_laws import JointOracle, Oracle, TextsOracle, list_task, random_chain, write
 from hasten.list_tasks import TASKS
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffusion.oracles import random_joint, write
+from diffusion.exact_laws import random_joint, write
 from diffusion.tables import FunctionDenoiser, table_denoiser
 from hasten.canvas import DenoiserSpec
 from hasten.core import SamplingParams

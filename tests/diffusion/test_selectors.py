@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from diffusion.oracles import random_chain, random_joint, write
+from diffusion.exact_laws import random_chain, random_joint, write
 from hasten.canvas import Block, Canvas
 from hasten.core import SamplingParams
 from hasten.diffusion.parse import parse_strategy

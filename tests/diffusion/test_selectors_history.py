@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.oracles import ScriptedOracle, random_chain, random_joint, write
+from diffusion.exact_laws import ScriptedOracle, random_chain, random_joint, write
 from hasten.canvas import Block, Canvas, Prediction
 from hasten.diffusion.base import Step
 from hasten.diffusion.selectors import CcdDs, Klass

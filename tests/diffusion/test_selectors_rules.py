@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from diffusion.oracles import JointOracle, random_chain, random_joint, write
+from diffusion.exact_laws import JointOracle, random_chain, random_joint, write
 from hasten.canvas import Block, Canvas, DenoiserSpec, Prediction
 from hasten.diffusion.base import Selector, Step
 from hasten.diffusion.parse import parse_strategy

@@ -16,7 +16,7 @@ from diffusion.enumerated import (
     order_of,
     require_law,
 )
-from diffusion.oracles import random_joint, write
+from diffusion.exact_laws import random_joint, write
 from hasten.canvas import Prediction
 from hasten.core import SamplingParams
 from hasten.diffusion.drawing import Draw

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffusion.oracles import JointOracle, Written, random_joint, write
+from diffusion.exact_laws import JointOracle, Written, random_joint, write
 from diffusion.tables import FunctionDenoiser, table_denoiser
 from hasten.canvas import Canvas, DenoiserSpec
 from hasten.core import SamplingParams

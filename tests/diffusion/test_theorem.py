@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from diffusion.oracles import JointOracle, write
+from diffusion.exact_laws import JointOracle, write
 
 Floats = NDArray[np.float64]
 WORDS = 3

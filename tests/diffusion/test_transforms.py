@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.oracles import random_joint, write
+from diffusion.exact_laws import random_joint, write
 from diffusion.tables import FunctionDenoiser, table_denoiser
 from hasten.canvas import Block, Canvas, DenoiserSpec, Prediction, Query
 from hasten.core import SamplingParams

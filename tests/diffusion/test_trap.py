@@ -14,7 +14,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from diffusion.oracles import TextsOracle, list_task, write
+from diffusion.exact_laws import TextsOracle, list_task, write
 from hasten.core import SamplingParams
 from hasten.list_tasks import replace_random_success, shuffle_success
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.oracles import write
+from diffusion.exact_laws import write
 from diffusion.tables import FunctionDenoiser, uniform_oracle
 from hasten.canvas import DenoiserSpec
 from hasten.core import SamplingParams

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from diffusion.exact_laws import random_chain, write
 from diffusion.models import build_denoiser
-from diffusion.oracles import random_chain, write
 from hasten.canvas import Canvas, DenoiserSpec
 from hasten.diffusion.base import Helpers
 from hasten.diffusion.drawing import noise_source

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conftest import build_model
-from diffusion.oracles import write
+from diffusion.exact_laws import write
 from hasten.canvas import Canvas, DenoiserSpec, Query
 from hasten.core import SamplingParams
 from hasten.diffusion.base import Helpers

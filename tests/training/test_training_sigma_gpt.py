@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from transformers import LlamaConfig
 
-from diffusion.oracles import random_joint, write
+from diffusion.exact_laws import random_joint, write
 from hasten.canvas import DenoiserSpec
 from hasten.core import SamplingParams
 from hasten.errors import ConfigError

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from diffusion.oracles import write
+from diffusion.exact_laws import write
 from hasten.canvas import DenoiserSpec
 from hasten.core import SamplingParams
 from hasten.errors import ConfigError

@@ -265,7 +265,10 @@ def _agreement(written: list[int], reference: list[int]) -> float:
 
 
 def expand_methods(
-    methods: tuple[str, ...], model: DiffusionModel, say: Callable[[str], None]
+    methods: tuple[str, ...],
+    model: DiffusionModel,
+    canvas_sizes: tuple[int, ...],
+    say: Callable[[str], None],
 ) -> tuple[str, ...]:
     """The names with "all" spelt out; what cannot run here is said and left out of "all"."""
     if "all" not in methods:
@@ -273,7 +276,8 @@ def expand_methods(
     kept = []
     for name in ALL_METHODS:
         try:
-            model.check([[0]], SamplingParams(max_new_tokens=32), policy=name)
+            for size in canvas_sizes:
+                model.check([[0]], SamplingParams(max_new_tokens=size), policy=name)
         except ConfigError as problem:
             say(f"left out: {problem}")
         else:

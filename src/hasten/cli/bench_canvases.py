@@ -41,7 +41,7 @@ def bench_canvases(
     options.require_writable(json_file)
     opened = load_diffusion(model, **loading)  # type: ignore[arg-type]
     config = CanvasBenchConfig(
-        methods=expand_methods(methods, opened, lambda line: typer.echo(line, err=True)),
+        methods=expand_methods(methods, opened, canvas_sizes, lambda line: typer.echo(line, err=True)),
         canvas_sizes=canvas_sizes,
         limit=limit,
         temperature=temperature,

@@ -294,7 +294,7 @@ class DiffusionModel:
             canvas, gaps = self.reader.with_gaps(prompt, noise)
         else:
             canvas = self.reader.after(prompt, params.max_new_tokens, noise)
-        strategy = replace(self._strategy(policy, canvas), constraint=constraint)
+        strategy = self._strategy(policy, canvas).constrained(constraint)
         if gaps and spec.eos_ids and constraint is None:  # which would not let a gap end early either
             no_eos = NoEos(eos_ids=spec.eos_ids)
             strategy = replace(strategy, transforms=(*strategy.transforms, no_eos))
