@@ -128,6 +128,21 @@ def test_bench_compares_with_the_reference(tmp_path: Path) -> None:
         assert one["forwards"] <= one["canvas"]
 
 
+def test_bench_fails_on_a_broken_promise_where_rounding_cannot_explain_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        "hasten.bench.canvases.CanvasBenchmark.promises_the_reference", lambda self, method: True
+    )
+    asked = ["--prompts", "lists:shuffle", "--canvas", "16", "--limit", "2", "--methods", "static:8"]
+    precise = run("bench", "demo-lists", *asked, "--dtype", "float32")
+    assert precise.exit_code == 1
+    assert "wrote another text" in precise.stderr
+    coarse = run("bench", "demo-lists", *asked, "--dtype", "bfloat16")
+    assert coarse.exit_code == 0
+    assert "near ties" in coarse.stderr
+
+
 def test_bench_runs_everything_a_model_can_do() -> None:
     result = run("bench", "demo-lists", *SMALL, "--prompts", "lists:copy", "--canvas", "16", "--limit", "1")
     assert result.exit_code == 0, result.output

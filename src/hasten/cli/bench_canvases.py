@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hasten.bench.canvases import CanvasBenchmark
 
 _DISAGREE = 1
+_PRECISE = ("float32", "float64")
 
 
 def bench_canvases(
@@ -32,7 +33,11 @@ def bench_canvases(
     threads: int | None,
     json_file: Path | None,
 ) -> None:
-    """Exit code 1 where a method that promises the reference's text wrote another one."""
+    """Exit code 1 where a method that promises the reference's text wrote another one.
+
+    In half precision that is only said: passes over one canvas and over several round differently there, and
+    candidates tie often.
+    """
     from hasten.bench.canvases import CanvasBenchConfig, CanvasBenchmark, expand_methods, read_asked
     from hasten.diffusion.engine import load_diffusion
 
@@ -62,9 +67,15 @@ def bench_canvases(
             _report(model, benchmark, json_file)
         raise
     records = _report(model, benchmark, json_file)
-    if any(record["broken_promises"] for record in records):
+    if not any(record["broken_promises"] for record in records):
+        return
+    dtype = str(next(opened.module.parameters()).dtype).removeprefix("torch.")
+    if dtype in _PRECISE:
         typer.echo("error: a method that is called exact wrote another text than the reference", err=True)
         raise typer.Exit(_DISAGREE)
+    typer.echo(
+        f"an exact method parted from the reference, as near ties do in {dtype}; try float32", err=True
+    )
 
 
 def _report(model: str, benchmark: CanvasBenchmark, json_file: Path | None) -> list[dict[str, Any]]:
