@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from hasten.cli.live import print_outputs
 from hasten.cli.options import quiet_loading
 from hasten.cli.prompt_files import read_prompts
 from hasten.errors import ConfigError, GenerationInterrupted
@@ -105,9 +106,9 @@ def write_canvases(
         try:
             outputs = model.generate_all(prompts, params, batch_size=batch, trace=tracer, **arguments)
         except GenerationInterrupted as interrupted:
-            print_outputs(prompts, interrupted.outputs, as_json)
+            print_outputs(prompts, interrupted.outputs, summary, as_dict if as_json else None)
             raise
-        print_outputs(prompts, outputs, as_json)
+        print_outputs(prompts, outputs, summary, as_dict if as_json else None)
 
 
 def show(model: DiffusionModel, snapshots: Iterator[Snapshot]) -> None:
@@ -142,15 +143,6 @@ def summary(output: DiffusionOutput) -> str:
         f"{stats.tokens_per_forward:.2f} tokens a forward, {stats.num_rows} rows, "
         f"{stats.total_ms / 1000:.2f} s, {output.strategy}: {output.guarantee}"
     )
-
-
-def print_outputs(prompts: list[Any], outputs: list[DiffusionOutput], as_json: bool) -> None:
-    for index, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):
-        if as_json:
-            typer.echo(json.dumps(as_dict(prompt, output), ensure_ascii=False))
-        else:
-            typer.secho(f"--- prompt {index + 1}: {summary(output)}", err=True, dim=True)
-            typer.echo(output.text)
 
 
 def as_dict(prompt: Any, output: DiffusionOutput) -> dict[str, Any]:

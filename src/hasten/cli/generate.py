@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -14,7 +13,7 @@ from rich.console import Console
 
 from hasten.cli import options
 from hasten.cli.canvases import ConstraintChoice, DiffusionChoice, write_canvases
-from hasten.cli.live import LiveText, summary
+from hasten.cli.live import LiveText, print_outputs, summary
 from hasten.cli.prompt_files import read_prompts
 from hasten.core import SamplingParams
 from hasten.errors import ConfigError, GenerationInterrupted, PromptError
@@ -124,9 +123,9 @@ def generate(
         try:
             outputs = language_model.generate(prompts, params, batch_size=batch, **arguments)
         except GenerationInterrupted as interrupted:
-            _print_outputs(prompts, interrupted.outputs, as_json)
+            print_outputs(prompts, interrupted.outputs, _line, _as_json if as_json else None)
             raise
-        _print_outputs(prompts, outputs, as_json)
+        print_outputs(prompts, outputs, _line, _as_json if as_json else None)
 
 
 @contextmanager
@@ -169,13 +168,8 @@ def _stream(
         typer.secho(f"{summary(output.stats)}, seed {output.seed}", err=True, dim=True)
 
 
-def _print_outputs(prompts: list[Any], outputs: list[Output], as_json: bool) -> None:
-    for index, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):
-        if as_json:
-            typer.echo(json.dumps(_as_json(prompt, output), ensure_ascii=False))
-        else:
-            typer.secho(f"--- prompt {index + 1}: {summary(output.stats)}", err=True, dim=True)
-            typer.echo(output.text)
+def _line(output: Output) -> str:
+    return summary(output.stats)
 
 
 def _as_json(prompt: Any, output: Output) -> dict[str, Any]:

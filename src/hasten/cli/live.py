@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.text import Text
 
@@ -85,3 +87,18 @@ def summary(stats: DecodeStats) -> str:
         f"{stats.mean_acceptance_length:.2f} tokens a step, "
         f"{stats.num_tokens / seconds if seconds else 0:.1f} tokens/s"
     )
+
+
+def print_outputs(
+    prompts: list[Any],
+    outputs: list[Any],
+    summary: Callable[[Any], str],
+    as_dict: Callable[[Any, Any], dict[str, Any]] | None,
+) -> None:
+    """Finished texts: each under a line of numbers, or with ``as_dict`` as one JSON object a line."""
+    for index, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):
+        if as_dict is not None:
+            typer.echo(json.dumps(as_dict(prompt, output), ensure_ascii=False))
+        else:
+            typer.secho(f"--- prompt {index + 1}: {summary(output)}", err=True, dim=True)
+            typer.echo(output.text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,8 +10,11 @@ import typer
 from hasten.cli.options import Spec
 from hasten.cli.training_canvases import (
     Data,
+    DeviceName,
+    DiffusionName,
     Lists,
     MaxNewTokens,
+    OutputFile,
     PromptChoice,
     Prompts,
     Texts,
@@ -22,11 +24,9 @@ from hasten.cli.training_canvases import (
 
 
 def train_filter(
-    model: Annotated[
-        str, typer.Argument(help="The diffusion model: a bundled name, a local folder or a hub id.")
-    ],
+    model: DiffusionName,
     *,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="A .safetensors file.")],
+    output: OutputFile,
     prompts: Prompts = None,
     data: Data = None,
     lists: Lists = False,
@@ -35,7 +35,7 @@ def train_filter(
     block_size: Annotated[int, typer.Option(help="The blocks that it will be used with.")] = 32,
     hidden_size: Annotated[int, typer.Option(help="Of the filter's hidden layer.")] = 32,
     epochs: Annotated[int, typer.Option(help="Times that all examples are seen.")] = 2000,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: the GPU if there is one.")] = None,
+    device: DeviceName = None,
     spec: Spec = None,
     seed: Annotated[int, typer.Option(help="Of prompts and weights.")] = 0,
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,8 +10,11 @@ import typer
 from hasten.cli.options import Spec
 from hasten.cli.training_canvases import (
     Data,
+    DeviceName,
+    DiffusionName,
     Lists,
     MaxNewTokens,
+    OutputFile,
     PromptChoice,
     Prompts,
     Texts,
@@ -22,11 +24,9 @@ from hasten.cli.training_canvases import (
 
 
 def train_joint(
-    model: Annotated[
-        str, typer.Argument(help="The diffusion model: a bundled name, a local folder or a hub id.")
-    ],
+    model: DiffusionName,
     *,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="A .safetensors file.")],
+    output: OutputFile,
     prompts: Prompts = None,
     data: Data = None,
     lists: Lists = False,
@@ -36,7 +36,7 @@ def train_joint(
     steps: Annotated[int, typer.Option(help="Steps of the optimizer.")] = 1000,
     temperature: Annotated[float, typer.Option(help="Of the texts that it learns from.")] = 1.0,
     learning_rate: Annotated[float, typer.Option(help="Constant after a short warm-up.")] = 1e-3,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: the GPU if there is one.")] = None,
+    device: DeviceName = None,
     spec: Spec = None,
     seed: Annotated[int, typer.Option(help="Of prompts, texts and steps.")] = 0,
 ) -> None:

@@ -18,6 +18,12 @@ from hasten.errors import ConfigError
 if TYPE_CHECKING:
     from hasten.canvas import Canvas, Denoiser
 
+DiffusionName = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="The diffusion model: a bundled name, a local folder or a hub id."),
+]
+OutputFile = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="A .safetensors file.")]
+DeviceName = Annotated[str | None, typer.Option(help="cpu or cuda. Default: the GPU if there is one.")]
 Prompts = Annotated[
     Path | None, typer.Option(help="A .jsonl of prompts as for bench, each of which is answered.")
 ]

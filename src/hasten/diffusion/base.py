@@ -8,6 +8,7 @@ open ones of the whole "canvas".
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -138,7 +139,7 @@ class Helpers:
     """of the denoiser; ``parse_strategy`` sets it"""
 
 
-class Policy:
+class Policy(ABC):
     """What all policies share."""
 
     name: ClassVar[str]
@@ -170,9 +171,9 @@ class Policy:
 class BlockPolicy(Policy):
     """Which range of positions is written next."""
 
+    @abstractmethod
     def window(self, canvas: Canvas) -> Block:
         """The widest block that may come next; it begins at or before the first open position."""
-        raise NotImplementedError
 
     def choose(self, window: Block, step: Step) -> Block:
         """The block, from a first prediction of the window; it begins where the window does."""
@@ -200,8 +201,8 @@ class Selector(Policy):
         return Static()
 
     def select(self, step: Step, state: Any) -> Selection:
-        """At least one open position of the block."""
-        raise NotImplementedError
+        """At least one open position of the block; by default the surest, as the reference."""
+        return Selection.of(step.open, [int(step.open.confidence.argmax())])
 
     def inquire(self, step: Step, state: Any) -> Inquiry:
         """``select`` for selectors that ask for more predictions first: a generator of queries."""
@@ -209,8 +210,8 @@ class Selector(Policy):
         yield []
 
     def upcoming(self, canvas: Canvas, block: Block, state: Any) -> Ids:
-        """The positions that the next ``select`` will choose, where the order is known."""
-        raise NotImplementedError
+        """The positions that the next ``select`` will choose; none where the order is not known."""
+        return NONE
 
 
 class Transform(Policy):
@@ -220,9 +221,9 @@ class Transform(Policy):
         """More queries for the same forward pass, such as one without the prompt."""
         return []
 
+    @abstractmethod
     def apply(self, step: Step, extras: list[Prediction], state: Any) -> Prediction:
         """``step.prediction`` with other logits."""
-        raise NotImplementedError
 
 
 class StopPolicy(Policy):
@@ -248,8 +249,8 @@ class StopPolicy(Policy):
 class Reviser(Policy):
     """What is taken back after a commit."""
 
-    def revise(self, step: Step, selection: Selection, state: Any) -> Revision:
-        raise NotImplementedError
+    @abstractmethod
+    def revise(self, step: Step, selection: Selection, state: Any) -> Revision: ...
 
 
 class CachePolicy(Policy):
@@ -262,12 +263,11 @@ class CachePolicy(Policy):
         """Whether every pass of a block but the first computes the same rows, whatever was committed."""
         return False
 
-    def plan(self, turn: Turn, state: Any) -> Plan:
-        raise NotImplementedError
+    @abstractmethod
+    def plan(self, turn: Turn, state: Any) -> Plan: ...
 
     def compare(self, prediction: Prediction, compared: Prediction, state: Any) -> None:
         """Of a plan that named another one: both predictions, the second perhaps of fewer positions."""
-        raise NotImplementedError
 
 
 class Verifier(Policy):
@@ -277,12 +277,12 @@ class Verifier(Policy):
     a forward pass of its own would have given.
     """
 
+    @abstractmethod
     def drafts(self, step: Step, guesses: Iterator[Canvas], state: Any) -> list[Canvas]:
         """Some of the canvases that ``guesses`` foresees, in order; it ends with the block.
 
         ``step`` is the last forward pass, from whose prediction they are guessed.
         """
-        raise NotImplementedError
 
     def imagined(self, step: Step, state: Any) -> Step:
         """What a forward pass of a foreseen canvas may tell; by default, what the last one told.

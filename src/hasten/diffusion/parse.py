@@ -55,14 +55,17 @@ def parse_strategy(text: str, spec: DenoiserSpec, helpers: Helpers = Helpers()) 
     parts = [_make(one.strip(), PARTS, helpers) for one in line.split("+")]
     cache = _make(cache_text.strip() or "none", CACHES, helpers)
     assert isinstance(cache, CachePolicy)
-    selector = _single(parts, Selector, "selector") or _published_with(parts, helpers)
+    selector = _single([one for one in parts if isinstance(one, Selector)], "selector") or _published_with(
+        parts, helpers
+    )
     strategy = Strategy(
-        blocks=_single(parts, BlockPolicy, "block policy") or default_blocks(spec, selector.block_size),
+        blocks=_single([one for one in parts if isinstance(one, BlockPolicy)], "block policy")
+        or default_blocks(spec, selector.block_size),
         selector=selector,
         transforms=tuple(one for one in parts if isinstance(one, Transform)),
         stops=tuple(one for one in parts if isinstance(one, StopPolicy)),
         revisers=tuple(one for one in parts if isinstance(one, Reviser)),
-        verifier=_single(parts, Verifier, "verifier"),
+        verifier=_single([one for one in parts if isinstance(one, Verifier)], "verifier"),
         cache=cache,
     )
     strategy.check(spec)
@@ -88,8 +91,7 @@ def _published_with(parts: list[Policy], helpers: Helpers) -> Selector:
 PartKind = TypeVar("PartKind", bound=Policy)
 
 
-def _single(parts: list[Policy], kind: type[PartKind], what: str) -> PartKind | None:
-    found = [one for one in parts if isinstance(one, kind)]
+def _single(found: list[PartKind], what: str) -> PartKind | None:
     if len(found) > 1:
         names = ", ".join(one.name for one in found)
         raise ConfigError(f"{names} cannot work together: a strategy has one {what}")

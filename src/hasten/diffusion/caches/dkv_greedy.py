@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from hasten.canvas import Canvas, DenoiserSpec, Mask
-from hasten.core import Guarantee, System
-from hasten.diffusion.base import CachePolicy, Plan, Turn
+from hasten.canvas import DenoiserSpec, Mask
+from hasten.core import System
+from hasten.diffusion.base import Plan, Turn
+from hasten.diffusion.caches.dkv import DelayedCache
 from hasten.diffusion.caches.stored import StoredRows
 from hasten.errors import ConfigError
 
@@ -34,30 +35,17 @@ SYSTEM = System(
 
 
 @dataclass(frozen=True)
-class GreedyCache(CachePolicy):
-    """``interval``: every row is computed in each so many forward passes of a block."""
+class GreedyCache(DelayedCache):
+    """``interval`` as in DelayedCache; ``window``: positions on both sides that are computed as well."""
 
     name: ClassVar[str] = "dkv-greedy"
     interval: int = 2
     window: int = 4
 
     def __post_init__(self) -> None:
-        if self.interval < 1 or self.window < 0:
-            raise ConfigError(
-                f"{self.name}:interval={self.interval},window={self.window} cannot work; the interval is 1 "
-                "pass or more, the window 0 positions or more"
-            )
-
-    @property
-    def guarantee(self) -> Guarantee:
-        return "exact" if self.interval == 1 else "approximate"
-
-    @property
-    def is_constant_in_block(self) -> bool:
-        return self.interval == 1
-
-    def start(self, canvas: Canvas) -> StoredRows:
-        return StoredRows.of(canvas)
+        super().__post_init__()
+        if self.window < 0:
+            raise ConfigError(f"{self.name}:window={self.window} cannot work; it is 0 positions or more")
 
     def plan(self, turn: Turn, state: StoredRows) -> Plan:
         canvas = turn.canvas
