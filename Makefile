@@ -12,7 +12,7 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable . pytest pytest-xdist hypothesis ruff mypy import-linter peft lark matplotlib
+		--editable . pytest pytest-xdist hypothesis ruff mypy import-linter peft lark matplotlib gguf
 	touch $@
 
 demo: $(READY)

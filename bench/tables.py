@@ -13,9 +13,12 @@ from typing import Any
 
 from hasten.bench.methods import ASSISTED, PLAIN
 from hasten.bench.records import Record, geometric_mean
-from hasten.bench.report import conditions_line
+from hasten.bench.report import conditions_line, limit_sentence
 
 Cell = Callable[[Record], str]
+
+REFERENCES = (ASSISTED, "llamacpp", "llamacpp-lookup", "openvino-genai")
+"""methods that others are also compared with, where they were measured"""
 
 
 def main(files: list[str]) -> None:
@@ -29,6 +32,8 @@ def main(files: list[str]) -> None:
 def run_section(name: str, conditions: Record, records: list[Record]) -> str:
     """Everything about one run: a line of conditions, then its tables."""
     parts = [f"## {name}", conditions_line(conditions) + "."]
+    if limit := conditions.get("memory_limit"):  # older records have none
+        parts += [limit_sentence(limit, conditions["forward"], conditions["startup_seconds"])]
     sizes = values_of(records, "batch_size")
     for size in sizes:
         chosen = [record for record in records if record["batch_size"] == size]
@@ -52,18 +57,20 @@ def speed_table(records: list[Record]) -> str:
     """Every method by every prompt set, with the geometric means over the sets."""
     key = speed_key(records)
     means = {yardstick(records): key, "× plain": "speedup"}  # one column where they are the same
-    assisted = {r["prompt_set"]: r["speedup"] for r in records if r["method"] == ASSISTED}
+    references = [name for name in REFERENCES if name in values_of(records, "method")]
+    speeds = {(r["method"], r["prompt_set"]): r["speedup"] for r in records}
 
     def mean_cells(of_method: list[Record]) -> list[str]:
         values = [[record[name] for record in of_method] for name in means.values()]
-        if assisted:
-            values.append([record["speedup"] / assisted[record["prompt_set"]] for record in of_method])
-        return [f"{geometric_mean(each):.2f}" for each in values]
+        for name in references:
+            pairs = [(record["speedup"], speeds.get((name, record["prompt_set"]))) for record in of_method]
+            values.append([speed / reference for speed, reference in pairs if reference])
+        return [f"{geometric_mean(each):.2f}" if each else "-" for each in values]
 
     return matrix(
         records,
         lambda record: f"{record[key]:.2f} ({record['mean_acceptance_length']:.2f})",
-        [f"mean {name}" for name in (*means, *([f"× {ASSISTED}"] if assisted else []))],
+        [f"mean {name}" for name in (*means, *(f"× {name}" for name in references))],
         mean_cells,
     )
 
@@ -136,13 +143,23 @@ def step_table(records: list[Record]) -> str:
 
 
 def agreement_table(runs: dict[str, list[Record]]) -> str:
-    """How many texts of each run are plain decoding's."""
+    """How many texts of each run are plain decoding's; those of other programs need not be."""
     rows = []
     for name, records in runs.items():
-        others = [record for record in records if record["method"] != PLAIN]
+        of_peers = [record for record in records if record.get("is_peer")]
+        others = [r for r in records if r["method"] != PLAIN and not r.get("is_peer")]
         counts = [sum(record[key] for record in others) for key in ("compared", "near_ties", "different")]
-        rows.append([name, *(str(count) for count in counts[:2]), str(counts[2] or "none")])
-    return table(["run", "texts compared with plain decoding", "near ties", "different"], rows)
+        peers = [sum(record[key] for record in of_peers) for key in ("different", "compared")]
+        cells = [*(str(count) for count in counts[:2]), str(counts[2] or "none")]
+        rows.append([name, *cells, f"{peers[0]} of {peers[1]}" if peers[1] else "-"])
+    header = [
+        "run",
+        "texts compared with plain decoding",
+        "near ties",
+        "different",
+        "other programs' different",
+    ]
+    return table(header, rows)
 
 
 def speed_key(records: list[Record]) -> str:

@@ -18,6 +18,8 @@ from hasten.drafters.trees.acceptance_head import HEAD_FILE, AcceptanceHead, dra
 from hasten.engine import LanguageModel
 from hasten.models.causal_lm import CausalLM
 from hasten.models.draft_lm import DraftLM, load_draft
+from hasten.models.gguf_export import export_gguf
+from hasten.models.loading import load_pretrained
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)  # tiny models; tests run side by side
@@ -203,6 +205,24 @@ def corpus_index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("corpus") / "index"
     write_index(path, np.random.default_rng(0).integers(0, VOCAB, (4, 12_000)), f"token-ids-{VOCAB}")
     return path
+
+
+@pytest.fixture(scope="session")
+def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """gguf_file(name, dtype) -> a bundled model as a GGUF file, or a random one, which has no tokenizer."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def get(name: str = "llama", dtype: str = "float32") -> Path:
+        if (name, dtype) not in made:
+            path = tmp_path_factory.mktemp("gguf") / f"{name}-{dtype}.gguf"
+            found = (
+                (build_model(name), None) if name in ARCHITECTURES else load_pretrained(name, "auto", "cpu")
+            )
+            export_gguf(*found, path, dtype=dtype)
+            made[name, dtype] = path
+        return made[name, dtype]
+
+    return get
 
 
 def with_head(draft: DraftLM, folder: Path) -> DraftLM:

@@ -12,8 +12,8 @@ import torch
 
 from hasten.core import Acceptance, Sequence, TopCandidates
 from hasten.drafters.base import BatchDrafter, Drafter, FusedDrafter, Observation, SelfDrafter
-from hasten.models.causal_lm import CausalLM
 from hasten.models.session import Session
+from hasten.models.target import Target
 from hasten.policies import DraftPolicy
 from hasten.sampling import top_candidates
 from hasten.tree import DraftTree
@@ -56,7 +56,7 @@ class Step:
 
 
 def decode(
-    model: CausalLM,
+    model: Target,
     drafter: Drafter,
     policy: DraftPolicy,
     sequences: list[Sequence],
@@ -116,7 +116,7 @@ def decode(
 
 
 def _prefill(
-    model: CausalLM, session: Session, drafter: Drafter, active: list[Sequence], begun: list[Sequence]
+    model: Target, session: Session, drafter: Drafter, active: list[Sequence], begun: list[Sequence]
 ) -> None:
     clock = _Clock()
     prompts = session.prefill([sequence.token_ids for sequence in active], drafter.top_k)

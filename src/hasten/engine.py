@@ -15,13 +15,15 @@ from hasten.drafters import Drafter, Resources, make_drafter
 from hasten.drafters.corpus_index import open_index
 from hasten.drafters.store import load_store, save_store
 from hasten.errors import ConfigError, GenerationInterrupted, ModelError
-from hasten.models.causal_lm import CausalLM
+from hasten.models.causal_lm import require_torch
 from hasten.models.denoisers import is_denoiser
 from hasten.models.draft_lm import load_draft
+from hasten.models.gguf_lm import is_gguf, load_gguf
 from hasten.models.loading import load_pretrained
 from hasten.models.packed import pack_linears
 from hasten.models.seq2seq_lm import target_of
 from hasten.models.superposed import Completion, NgramTables, complete
+from hasten.models.target import Target
 from hasten.models.vocabulary import vocabulary_fingerprint
 from hasten.policies import POLICIES, DraftPolicy, FixedPolicy, ForwardCost, check_policy
 from hasten.requests import Job, Piece, Prompt, Requests
@@ -51,7 +53,8 @@ def load(
     """Load a model to write with.
 
     Args:
-        model: a bundled name ("demo", "demo-draft"), a local folder, a hub id, or a transformers model.
+        model: a bundled name ("demo", "demo-draft"), a local folder, a hub id, the path of a GGUF file, which
+            llama.cpp runs, or a transformers model.
         tokenizer: only for a transformers model; without one, prompts are token ids.
         dtype: "auto" (the checkpoint's), "float32", "float64", "bfloat16" or "float16".
         device: such as "cpu" or "cuda:0"; by default the GPU where there is one.
@@ -71,6 +74,34 @@ def load(
     """
     if forward not in FORWARDS:
         raise ConfigError(f"forward={forward!r} is unknown; choose {', '.join(FORWARDS)}")
+    target, tokenizer = _open_target(
+        model, tokenizer, dtype=dtype, device=device, forward=forward, trust_remote_code=trust_remote_code
+    )
+    if draft is not None:
+        options: dict[str, Any] = {"device": draft_device, "draft_vocab": draft_vocab}
+        if isinstance(draft, str | os.PathLike):
+            options |= {"dtype": dtype, "forward": forward, "trust_remote_code": trust_remote_code}
+        draft = load_draft(draft, target=target, target_tokenizer=tokenizer, **options)
+    elif draft_device is not None or draft_vocab is not None:
+        raise ConfigError("draft_device and draft_vocab go with a draft model; give draft= too")
+    language_model = LanguageModel(target, tokenizer, drafter=drafter, index=index, draft=draft)
+    if store is not None:
+        language_model.load_store(store)
+    return language_model
+
+
+def _open_target(
+    model: Any,
+    tokenizer: Any,
+    *,
+    dtype: str,
+    device: str | None,
+    forward: str,
+    trust_remote_code: bool,
+) -> tuple[Target, Any]:
+    """As ``load``: the target and its tokenizer."""
+    if is_gguf(model):
+        return load_gguf(model, tokenizer=tokenizer, dtype=dtype, device=device, forward=forward)
     if isinstance(model, str | os.PathLike):
         if is_denoiser(os.fspath(model)):
             raise ModelError(
@@ -88,18 +119,7 @@ def load(
         raise ConfigError(
             "dtype, device and forward go with a name or folder; convert a model object yourself"
         )
-    target = target_of(model)
-    if draft is not None:
-        options: dict[str, Any] = {"device": draft_device, "draft_vocab": draft_vocab}
-        if isinstance(draft, str | os.PathLike):
-            options |= {"dtype": dtype, "forward": forward, "trust_remote_code": trust_remote_code}
-        draft = load_draft(draft, target=target, target_tokenizer=tokenizer, **options)
-    elif draft_device is not None or draft_vocab is not None:
-        raise ConfigError("draft_device and draft_vocab go with a draft model; give draft= too")
-    language_model = LanguageModel(target, tokenizer, drafter=drafter, index=index, draft=draft)
-    if store is not None:
-        language_model.load_store(store)
-    return language_model
+    return target_of(model), tokenizer
 
 
 class LanguageModel:
@@ -111,7 +131,7 @@ class LanguageModel:
 
     def __init__(
         self,
-        target: CausalLM,
+        target: Target,
         tokenizer: Any = None,
         *,
         drafter: str | Drafter = "auto",
@@ -248,7 +268,8 @@ class LanguageModel:
             PromptError: as ``generate``.
             ModelError: for a model that does not take input embeddings, or reads a source as well.
         """
-        drafts = complete(self.target, self.encode(prompt), k=k, max_new_tokens=max_new_tokens, ngrams=ngrams)
+        target = require_torch(self.target, "autocomplete")
+        drafts = complete(target, self.encode(prompt), k=k, max_new_tokens=max_new_tokens, ngrams=ngrams)
         written = ((list(draft.token_ids), draft.score) for draft in drafts)
         return [Completion(self._requests.detokenise(ids), ids, score) for ids, score in written]
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from hasten.core import DecodeStats, FinishReason, Guarantee, SamplingParams, Sequence
 from hasten.errors import ConfigError, PromptError
-from hasten.models.causal_lm import CausalLM
 from hasten.models.seq2seq_lm import Seq2SeqLM
+from hasten.models.target import Target
 from hasten.sampling import Sampler
 from hasten.stopping import StopConditions, TextStream
 
@@ -86,7 +86,7 @@ def whole_numbers(token_ids: Any) -> list[int]:
 class Requests:
     """Reads prompts for one target and writes its texts."""
 
-    def __init__(self, target: CausalLM, tokenizer: Any) -> None:
+    def __init__(self, target: Target, tokenizer: Any) -> None:
         self.target = target
         self.tokenizer = tokenizer
 

@@ -258,7 +258,7 @@ def test_a_wrong_row_of_a_batch_ends_with_exit_code_1(monkeypatch: pytest.Monkey
 
 
 def test_prompt_lookup_of_transformers_has_no_batches() -> None:
-    with pytest.raises(ConfigError, match="hf-prompt-lookup for one prompt at a time"):
+    with pytest.raises(ConfigError, match="hf-prompt-lookup takes one prompt at a time"):
         BenchConfig(baselines=("hf", "hf-prompt-lookup"), batch_sizes=(1, 4))
     result = bench("--prompts", "demo", "--baselines", "hf-prompt-lookup", "--batch", "2")
     assert result.exit_code == 2

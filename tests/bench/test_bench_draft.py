@@ -87,7 +87,7 @@ def test_without_a_draft_model_assisted_generation_is_left_out_with_the_reason(t
 
 def test_mistakes() -> None:
     draft = ("--draft", "demo-draft")
-    require_error(bench(*draft, "--baselines", "hf-assisted", "--batch", "2"), "hf-assisted for one prompt")
+    require_error(bench(*draft, "--baselines", "hf-assisted", "--batch", "2"), "hf-assisted takes one prompt")
     require_error(bench(*draft, "--methods", "suffix", "--baselines", "hf"), "does not use a draft model")
     require_error(bench("--methods", "draft", "--baselines", ""), "--draft MODEL")
     require_error(bench("--draft-device", "cpu"), "give --draft MODEL too")

@@ -91,7 +91,27 @@ def test_batch_sizes_by_methods(tables: Any) -> None:
 def test_plain_decoding_is_not_compared_with_itself(tables: Any) -> None:
     records = [record("a", "plain"), record("a", "auto"), record("a", "suffix", different=2)]
     row = tables.agreement_table({"greedy": records}).splitlines()[-1]
-    assert row == "| greedy | 8 | 2 | 2 |"
+    assert row == "| greedy | 8 | 2 | 2 | - |"
+
+
+def test_texts_of_other_programs_are_counted_apart(tables: Any) -> None:
+    peer = record("a", "llamacpp", different=3, is_peer=True)
+    row = tables.agreement_table({"greedy": [record("a", "auto", is_peer=False), peer]}).splitlines()[-1]
+    assert row == "| greedy | 4 | 1 | none | 3 of 4 |"
+
+
+def test_other_programs_are_measures_of_their_own(tables: Any) -> None:
+    records = [
+        record("a", "auto", speedup=6.0),
+        record("b", "auto", speedup=6.0),
+        record("a", "llamacpp", speedup=1.5),
+    ]
+    assert tables.speed_table(records).splitlines() == [
+        "| method | a | b | mean × hf | mean × plain | mean × llamacpp |",
+        "|---|---|---|---|---|---|",
+        "| auto | 4.00 (3.50) | 4.00 (3.50) | 4.00 | 6.00 | 4.00 |",
+        "| llamacpp | 4.00 (3.50) | - | 4.00 | 1.50 | 1.00 |",
+    ]
 
 
 def test_the_tables_of_a_run(tables: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,10 +121,11 @@ def test_the_tables_of_a_run(tables: Any, tmp_path: Path, capsys: pytest.Capture
     tables.main([str(path)])
     printed = capsys.readouterr().out
     assert printed.startswith("## some-run\n\ndemo (6.5 M parameters), float32, ")
+    assert "\n\nMemory is read at " in printed
     assert "**demo: tokens/s (× hf) by batch size**" in printed
     assert "**× plain, draft ms a step (µs a node), batch 2**" in printed
     assert "**Where a step's time goes (`auto`)**" in printed
-    assert printed.rstrip().endswith("| some-run | 16 | 0 | none |")
+    assert printed.rstrip().endswith("| some-run | 16 | 0 | none | - |")
     widths = {
         len(line.split("|")) for line in printed.split("by batch size**\n\n")[1].split("\n\n")[0].splitlines()
     }

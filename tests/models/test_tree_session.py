@@ -120,7 +120,7 @@ def test_holes_are_invisible(targets):
     forward = forward_of(targets)
     session, texts = with_holes(forward)
     holes = torch.from_numpy(holes_of(session))
-    for layer in session._layers():
+    for layer in session._cache.used_layers:
         for states in (layer.keys, layer.values):
             states[holes[:, None, :, None].expand_as(states)] = 1e4
     check_step(forward, session, texts, [DraftTree.chain([3, 4])] * 3)
@@ -132,7 +132,7 @@ def test_this_must_fail_a_visible_slot_is_not_invisible(targets):
     forward = forward_of(targets)
     session, texts = with_holes(forward)
     slot = int(np.flatnonzero(session._visible[1])[3])
-    for layer in session._layers():
+    for layer in session._cache.used_layers:
         layer.values[1, :, slot] = 1e4
     with pytest.raises(AssertionError):
         check_step(forward, session, texts, [DraftTree()] * 3)
@@ -145,7 +145,7 @@ def test_compaction_closes_the_holes_and_changes_no_logit(targets):
     walk(forward, tight, np.random.default_rng(3), 6)
     assert tight._visible.shape[1] - max(tight._lengths) <= max(tight._lengths) // 8
     assert loose._visible.shape[1] > tight._visible.shape[1]
-    assert [layer.keys.shape[2] for layer in tight._layers()] == [tight._visible.shape[1]] * 2
+    assert [layer.keys.shape[2] for layer in tight._cache.used_layers] == [tight._visible.shape[1]] * 2
     rows = [a_tree(np.random.default_rng(9))] * 3
     for one, other in zip(loose.forward(rows), tight.forward(rows), strict=True):
         assert_equal(forward, one, other)

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from hasten.core import Acceptance, SamplingParams
-from hasten.models.causal_lm import CausalLM
+from hasten.models.target import Target
 from hasten.sampling import Sampler
 from hasten.tree import DraftTree
 
@@ -94,7 +94,7 @@ def is_exact(dtype: torch.dtype) -> bool:
     return torch.finfo(dtype).eps < 1e-5
 
 
-def replay(target: CausalLM, num_rows: int, companions: AbstractSequence[list[int]] = ()) -> LogitsAfter:
+def replay(target: Target, num_rows: int, companions: AbstractSequence[list[int]] = ()) -> LogitsAfter:
     """The way to compute logits that decoding with ``num_rows`` rows a step takes, rows and cache alike.
 
     Args:

@@ -26,6 +26,7 @@ def describe(opened: OpenModel) -> dict[str, Any]:
         "dtype": str(target.dtype).removeprefix("torch."),
         "device": str(target.device),
         "forward": opened.forward,
+        "startup_seconds": round(opened.startup_seconds, 3),
         "mode": target.probe.mode,
         "draft": None if draft is None else _describe_draft(draft),
         **_machine(target.device),

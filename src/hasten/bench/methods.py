@@ -17,21 +17,18 @@ from hasten.decode import Step
 from hasten.drafters import Drafter, make_drafter
 from hasten.engine import LanguageModel
 from hasten.errors import ConfigError
-from hasten.models.causal_lm import CausalLM
 from hasten.models.draft_lm import DraftLM
+from hasten.models.target import Target
 from hasten.verify import Verifier, find_verifier
 
 PLAIN = "plain"
 ASSISTED = "hf-assisted"
-BASELINES: dict[str, dict[str, int]] = {
+TRANSFORMERS: dict[str, dict[str, int]] = {
     "hf": {},
     "hf-prompt-lookup": {"prompt_lookup_num_tokens": 10},
     ASSISTED: {},
 }
 """name -> what transformers' ``generate`` is told besides"""
-
-ONE_BY_ONE = frozenset({"hf-prompt-lookup", ASSISTED})
-"""Baselines that transformers runs for a single prompt only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +106,7 @@ class HastenMethod:
     def __init__(
         self,
         name: str,
-        target: CausalLM,
+        target: Target,
         tokenizer: Any,
         *,
         policy: str = "cost",
@@ -173,14 +170,12 @@ class TransformersMethod:
         assistant: (model, tokenizer) of a draft, for ``hf-assisted``, which runs with transformers' own
             defaults: how many tokens are drafted, and how sure the draft must be of them.
 
-    Raises ConfigError for an unknown name, or for ``hf-assisted`` without a draft.
+    Raises ConfigError for ``hf-assisted`` without a draft.
     """
 
     def __init__(
         self, name: str, model: Any, tokenizer: Any, assistant: tuple[Any, Any] | None = None
     ) -> None:
-        if name not in BASELINES:
-            raise ConfigError(f"baseline {name!r} is unknown; choose {', '.join(BASELINES)}")
         if name == ASSISTED and assistant is None:
             raise ConfigError(f"{ASSISTED} needs a draft model; give one with --draft, or leave it out")
         self.name = name
@@ -215,7 +210,7 @@ class TransformersMethod:
                 pad_token_id=self._pad_token_id,
                 **_sampling(params.temperature),
                 **self._assistance(stop),
-                **BASELINES[self.name],
+                **TRANSFORMERS[self.name],
             )
         return [_until(stop, row) for row in output[:, width:].tolist()]
 

@@ -10,10 +10,11 @@ import torch
 
 from hasten.bench.shapes import embed_in_shape
 from hasten.drafters import Drafter
-from hasten.engine import FORWARDS, LanguageModel
+from hasten.engine import FORWARDS, LanguageModel, load
 from hasten.errors import ConfigError
 from hasten.models.causal_lm import CausalLM
 from hasten.models.draft_lm import load_draft
+from hasten.models.gguf_lm import GgufLM, is_gguf
 from hasten.models.loading import load_pretrained
 from hasten.models.packed import PackedLinear, pack_linears
 
@@ -27,9 +28,11 @@ class OpenModel:
     language_model: LanguageModel
     num_parameters: int
     forward: str
-    """"stock" or "packed": which linear layers run"""
+    """"stock" or "packed": which linear layers run; or "llama.cpp" """
     reason: str
     """why that forward was chosen"""
+    startup_seconds: float = 0.0
+    """to choose and prepare it"""
 
 
 def open_model(
@@ -51,6 +54,12 @@ def open_model(
     """
     if forward not in FORWARDS:
         raise ConfigError(f"forward={forward!r} is unknown; choose {', '.join(FORWARDS)}")
+    if is_gguf(name):
+        drafting = {"draft": draft, "draft_device": draft_device, "draft_vocab": draft_vocab}
+        loaded, num_parameters = _load_gguf(
+            name, shape, dtype=dtype, device=device, forward=forward, drafter=drafter, index=index, **drafting
+        )
+        return OpenModel(name, None, loaded, num_parameters, "llama.cpp", "which runs GGUF files")
     model, tokenizer = load_stock(name, dtype=dtype, device=device, shape=shape)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     if forward != "stock":
@@ -68,8 +77,19 @@ def open_model(
             draft_vocab=draft_vocab,
         )
     language_model = LanguageModel(target, tokenizer, drafter=drafter, index=index, draft=found)
-    chosen, reason = _explain_forward(model, language_model.target, forward)
+    chosen, reason = _explain_forward(model, target, forward)
     return OpenModel(name, shape, language_model, num_parameters, chosen, reason)
+
+
+def _load_gguf(name: str, shape: str | None, **options: Any) -> tuple[LanguageModel, int]:
+    """A GGUF file, and how many parameters it has. Raises ConfigError for a shape."""
+    if shape is not None:
+        raise ConfigError(
+            f"shape={shape!r} does not go with a GGUF file; give it to `hasten export`, which writes the file"
+        )
+    language_model = load(name, **options)
+    assert isinstance(language_model.target, GgufLM)
+    return language_model, language_model.target.file.num_parameters
 
 
 def load_stock(name: str, *, dtype: str, device: str | None, shape: str | None) -> tuple[Any, Any]:

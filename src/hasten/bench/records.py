@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence as AbstractSequence
 from dataclasses import asdict
 from typing import Any
 
-from hasten.bench.methods import BASELINES, PLAIN, Answer
+from hasten.bench.baselines import BASELINES
+from hasten.bench.methods import PLAIN, Answer
 from hasten.bench.runner import Benchmark, GroupResult
 
 _PHASES = ("draft", "forward", "verify", "other")
@@ -78,6 +79,7 @@ def _method_record(results: list[GroupResult], method: str) -> Record:
         "speedup_hf": None,
         "mean_acceptance_length": round(tokens / max(1, steps), 4),
         "steps": steps,
+        "is_peer": method in BASELINES and BASELINES[method].is_peer,
         "identical": not verdicts["different"] if verdicts else None,
         "compared": verdicts.total(),
         "near_ties": verdicts["near tie"],

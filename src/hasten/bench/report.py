@@ -19,8 +19,9 @@ _LEGEND = (
     "draft, forward, verify, other: milliseconds a step. a node: milliseconds of drafting for each node of "
     "the draft trees. outside: share of the step outside the forward pass. repeated: share of the written "
     "8-grams that stood earlier in the same answer. Texts that repeat themselves are easy to draft. Prefill "
-    "is in tokens/s, warm-up is not. transformers' baselines sample where the others do, by the same law but "
-    "with random numbers of their own: texts to compare by speed only."
+    "is in tokens/s, warm-up is not. Baselines sample where the others do, by the same law but with random "
+    "numbers of their own: texts to compare by speed only. Greedy texts of other programs than transformers "
+    "may differ, as their kernels round differently."
 )
 _BATCH_LEGEND = (
     "batch: prompts answered side by side, first turns only, in full batches. A step is one pass over the "
@@ -45,6 +46,9 @@ def print_report(console: Console, conditions: dict[str, Any], records: list[Rec
         for batch_size in dict.fromkeys(size for _, size in rounds):
             chosen = [record for record in records if record["batch_size"] == batch_size]
             console.print(_mean_table(names, chosen, caption))
+    if limit := conditions.get("memory_limit"):
+        sentence = limit_sentence(limit, conditions["forward"], conditions["startup_seconds"])
+        console.print(sentence, highlight=False)
     if note:
         console.print(note, highlight=False)
     console.print(_LEGEND, style="dim", highlight=False)
@@ -56,6 +60,8 @@ def identical_word(record: Record) -> str:
     """What the column "identical" says."""
     if record["identical"] is None:
         return "-"
+    if not record["identical"] and record.get("is_peer"):
+        return f"{record['different']} of {record['compared']} differ"
     if not record["identical"]:
         return "[bold red]NO[/]"
     ties = record["near_ties"]
@@ -75,6 +81,28 @@ def conditions_line(conditions: dict[str, Any]) -> str:
         f"threads: {conditions['threads']}, {conditions['processor']}, {sampling}, "
         f"{conditions['max_new_tokens']} new tokens{' exactly' if conditions['ignore_eos'] else ''}, "
         f"{'cold' if conditions['is_cold'] else 'learning'} stores"
+    )
+
+
+def limit_sentence(limit: dict[str, Any], forward: str, startup_seconds: float) -> str:
+    """What the memory allows, what a pass takes, and what is held."""
+
+    def passes(name: str) -> str:
+        times = limit[f"{name}_times_least"]
+        cells = [
+            f"{spent:.2f} ms for {rows} rows ({times[rows]:.2f}×)"
+            for rows, spent in limit[f"{name}_ms"].items()
+        ]
+        return ", ".join(cells).replace("1 rows", "1 row")
+
+    cache = limit["cache_bytes_per_token"]
+    stock = f"; transformers' own {passes('stock_forward')}" if limit["stock_forward_ms"] else ""
+    return (
+        f"Memory is read at {limit['bytes_per_second'] / 1e9:.1f} GB/s, so the weights "
+        f"({limit['weight_bytes'] / 2**20:.0f} MiB) take at least {limit['least_ms']:.2f} ms. A pass of the "
+        f"{forward} forward takes {passes('forward')}{stock}. It was ready after {startup_seconds:.2f} s and "
+        f"holds {limit['held_bytes'] / limit['weight_bytes']:.2f}× the weights"
+        f"{f', and {cache / 1024:.1f} KiB for each cached token' if cache else ''}."
     )
 
 

@@ -12,22 +12,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hasten.bench.agreement import REPLAY_ROWS, Agreement, LogitsAfter, compare, is_exact, replay
-from hasten.bench.methods import (
-    BASELINES,
-    ONE_BY_ONE,
-    PLAIN,
-    Answer,
-    HastenMethod,
-    Method,
-    TransformersMethod,
-    parts_of_method,
-)
+from hasten.bench.baselines import BASELINES, Given
+from hasten.bench.methods import PLAIN, Answer, HastenMethod, Method, parts_of_method
 from hasten.bench.models import OpenModel
 from hasten.bench.prompts import USER_STOP, Conversation, PromptSet, batches, chat_prompt, spread
 from hasten.core import SamplingParams
 from hasten.engine import LanguageModel
-from hasten.errors import ConfigError, PromptError
+from hasten.errors import ConfigError, MissingExtra, ModelError, PromptError
 from hasten.models.causal_lm import CausalLM
+from hasten.models.target import Target
 from hasten.policies import check_policy
 
 _WARM_UP_TOKENS = 32
@@ -67,11 +60,9 @@ class BenchConfig:
         unknown = sorted(set(self.baselines) - set(BASELINES))
         if unknown:
             raise ConfigError(f"baseline {unknown[0]!r} is unknown; choose {', '.join(BASELINES)}")
-        one_by_one = ONE_BY_ONE.intersection(self.baselines)
+        one_by_one = [name for name in self.baselines if BASELINES[name].is_one_by_one]
         if one_by_one and max(self.batch_sizes) > 1:
-            raise ConfigError(
-                f"transformers runs {min(one_by_one)} for one prompt at a time; leave it out, or use batch 1"
-            )
+            raise ConfigError(f"{one_by_one[0]} takes one prompt at a time; leave it out, or use batch 1")
         object.__setattr__(self, "batch_sizes", tuple(dict.fromkeys(self.batch_sizes)))
         object.__setattr__(self, "methods", tuple(dict.fromkeys((PLAIN, *self.methods))))
         object.__setattr__(self, "baselines", tuple(dict.fromkeys(self.baselines)))
@@ -107,10 +98,13 @@ class Benchmark:
     results: list[GroupResult] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
     """prompts that do not fit into the context with their answer, per prompt set"""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """peers that cannot run here, and why"""
     num_conversations: dict[str, int] = field(default_factory=dict)
     """how many are asked, per prompt set: as many as asked for, up to full batches"""
     _methods: list[Method] = field(default_factory=list)
-    _stock_target: CausalLM | None = None
+    stock_target: CausalLM | None = field(default=None, init=False)
+    """transformers' own model, where there are baselines"""
 
     def __post_init__(self) -> None:
         target, tokenizer = self._target, self._language_model.tokenizer
@@ -123,11 +117,16 @@ class Benchmark:
         if self.config.baselines:
             if self.stock is None:
                 raise ConfigError("baselines need a second, stock copy of the model; give stock=")
-            self._methods += [
-                TransformersMethod(name, *self.stock, assistant=self.stock_draft)
-                for name in self.config.baselines
-            ]
-            self._stock_target = CausalLM(self.stock[0])
+            self.stock_target = CausalLM(self.stock[0])
+            given = Given(self.stock, self.stock_draft, self._target.stop_token_ids)
+            self._methods += [made for name in self.config.baselines if (made := self._make(name, given))]
+
+    def _make(self, name: str, given: Given) -> Method | None:
+        try:
+            return BASELINES[name].make(name, given)
+        except (MissingExtra, ModelError) as problem:
+            self.skipped[name] = str(problem)
+            return None
 
     def run(self, prompt_sets: AbstractSequence[PromptSet], progress: Progress | None = None) -> None:
         """Sets have different names. Raises PromptError when no prompt of a set fits into the context."""
@@ -150,7 +149,7 @@ class Benchmark:
         return self.opened.language_model
 
     @property
-    def _target(self) -> CausalLM:
+    def _target(self) -> Target:
         return self.opened.language_model.target
 
     def _choose(self, prompt_set: PromptSet) -> list[Conversation]:
@@ -255,8 +254,8 @@ class Benchmark:
         """Plain decoding's way to compute logits first, then what else a method may have done."""
         plain = replay(self._target, 1, companions)
         if method in BASELINES:
-            assert self._stock_target is not None
-            return [plain, replay(self._stock_target, 1, companions)]
+            assert self.stock_target is not None
+            return [plain, replay(self.stock_target, 1, companions)]
         return [plain, *(replay(self._target, num_rows, companions) for num_rows in REPLAY_ROWS[1:])]
 
 

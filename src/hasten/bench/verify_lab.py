@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from hasten.core import SamplingParams
 from hasten.engine import LanguageModel
 from hasten.errors import ConfigError
+from hasten.models.causal_lm import require_torch
 from hasten.models.draft_session import open_draft_session
 from hasten.sampling import Sampler
 from hasten.tree import ROOT
@@ -104,7 +105,8 @@ def _laws(
     assert draft is not None
     sampler = Sampler(params)
     text = np.array([*prompt, *written], np.int64)
-    logits = language_model.target.forward(text[None], np.arange(len(text))[None], None, None)[0]
+    target = require_torch(language_model.target, "verify-lab")
+    logits = target.forward(text[None], np.arange(len(text))[None], None, None)[0]
     session = open_draft_session(draft.model, draft.context)
     for end in range(len(prompt), len(text), stride):
         session.read([draft.to_draft(text[:end].tolist())])

@@ -15,6 +15,7 @@ from hasten.cli.autocomplete import autocomplete
 from hasten.cli.bench import bench
 from hasten.cli.chat import chat
 from hasten.cli.demo import demo
+from hasten.cli.export import export
 from hasten.cli.generate import generate
 from hasten.cli.index import index
 from hasten.cli.infill import infill
@@ -59,6 +60,7 @@ app.command()(systems)
 app.command()(bench)
 app.command()(parallelbench)
 app.command()(index)
+app.command()(export)
 app.command()(verify_lab)
 app.add_typer(train_app, name="train", help="Train small models on text files.")
 

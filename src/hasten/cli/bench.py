@@ -45,7 +45,8 @@ def bench(
     baselines: Annotated[
         str,
         typer.Option(
-            help="transformers' own generate: hf, hf-prompt-lookup, hf-assisted (with --draft); '' for none."
+            help="transformers' own generate: hf, hf-prompt-lookup, hf-assisted (with --draft); on the same "
+            "weights also llamacpp, llamacpp-lookup, openvino-genai; '' for none."
         ),
     ] = "hf",
     batch: Annotated[
@@ -113,7 +114,7 @@ def bench(
     choice = options.DraftChoice(draft, draft_device, draft_vocab)
     config = BenchConfig(
         methods=names(methods),
-        baselines=_possible(names(baselines), choice),
+        baselines=_possible(names(baselines), choice, model),
         batch_sizes=whole_numbers("batch", batch),
         max_new_tokens=max_new_tokens,
         ignore_eos=ignore_eos,
@@ -146,22 +147,33 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _possible(baselines: tuple[str, ...], draft: options.DraftChoice) -> tuple[str, ...]:
-    """Those that can run, and a line for the one that cannot."""
-    from hasten.bench.methods import ASSISTED
+def _possible(baselines: tuple[str, ...], draft: options.DraftChoice, model: str) -> tuple[str, ...]:
+    """Those that can run, and a line for each that lacks its draft model or its checkpoint."""
+    from hasten.bench.baselines import BASELINES
+    from hasten.models.gguf_lm import is_gguf
 
-    if draft.model is not None or ASSISTED not in baselines:
+    if is_gguf(model):
+        for name in baselines:
+            typer.echo(f"{name} is left out: it starts from a transformers checkpoint", err=True)
+        return ()
+    wanting = {name for name in baselines if name in BASELINES and BASELINES[name].needs_draft}
+    if draft.model is not None or not wanting:
         return baselines
-    typer.echo(f"{ASSISTED} is left out: it needs a draft model, give one with --draft", err=True)
-    return tuple(name for name in baselines if name != ASSISTED)
+    for name in sorted(wanting):
+        typer.echo(f"{name} is left out: it needs a draft model, give one with --draft", err=True)
+    return tuple(name for name in baselines if name not in wanting)
 
 
 def _require_use(draft: options.DraftChoice, config: BenchConfig) -> None:
     """Raises ConfigError where nothing that is measured would ask the draft model."""
-    from hasten.bench.methods import ASSISTED
-
-    if ASSISTED not in config.baselines:
+    if not _uses_stock_draft(config):
         draft.require_use(*(name.partition("/")[0] for name in config.methods))
+
+
+def _uses_stock_draft(config: BenchConfig) -> bool:
+    from hasten.bench.baselines import BASELINES
+
+    return any(BASELINES[name].needs_draft for name in config.baselines)
 
 
 def whole_numbers(option: str, text: str) -> tuple[int, ...]:
@@ -181,7 +193,7 @@ def _measure(
     device: str | None,
     json_file: Path | None,
 ) -> None:
-    from hasten.bench.methods import ASSISTED
+    from hasten.bench.memory_limit import measure_limit
     from hasten.bench.models import load_stock
     from hasten.bench.runner import Benchmark
 
@@ -189,13 +201,16 @@ def _measure(
     if config.baselines:
         dtype = str(opened.language_model.target.dtype).removeprefix("torch.")
         stock = load_stock(opened.name, dtype=dtype, device=device, shape=opened.shape)
-    if ASSISTED in config.baselines:
+    if _uses_stock_draft(config):
         draft = opened.language_model.resources.draft
         assert draft is not None
         dtype = str(draft.model.dtype).removeprefix("torch.")
         stock_draft = load_stock(draft.name, dtype=dtype, device=str(draft.model.device), shape=None)
     benchmark = Benchmark(opened, config, stock, stock_draft)
+    for name, reason in benchmark.skipped.items():
+        typer.echo(f"{name} is left out: {reason}", err=True)
     require_writable(json_file)
+    limit = measure_limit(opened, benchmark.stock_target).as_json()
     try:
         with Progress(console=Console(stderr=True), transient=True) as bar:
             tasks = {one.name: bar.add_task(one.name, total=None) for one in sets}
@@ -205,22 +220,24 @@ def _measure(
     except KeyboardInterrupt:
         if benchmark.results:
             typer.echo("interrupted; this is what was complete:", err=True)
-            _report(benchmark, sets, json_file)
+            _report(benchmark, sets, limit, json_file)
         raise
-    records = _report(benchmark, sets, json_file)
-    if any(record["identical"] is False for record in records):
+    records = _report(benchmark, sets, limit, json_file)
+    if any(record["identical"] is False and not record["is_peer"] for record in records):
         typer.echo("error: a method wrote another text than plain decoding", err=True)
         raise typer.Exit(_DISAGREE)
 
 
-def _report(benchmark: Benchmark, sets: list[PromptSet], json_file: Path | None) -> list[dict[str, Any]]:
+def _report(
+    benchmark: Benchmark, sets: list[PromptSet], limit: dict[str, Any], json_file: Path | None
+) -> list[dict[str, Any]]:
     from hasten.bench.conditions import describe
     from hasten.bench.models import shape_sentence
     from hasten.bench.records import config_of, records_of
     from hasten.bench.report import print_report
 
     records = records_of(benchmark)
-    conditions = describe(benchmark.opened) | config_of(benchmark)
+    conditions = describe(benchmark.opened) | config_of(benchmark) | {"memory_limit": limit}
     print_report(Console(), conditions, records, shape_sentence(benchmark.opened))
     for one in sets:
         if num_left_out := benchmark.left_out.get(one.name, 0):

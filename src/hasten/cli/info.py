@@ -87,13 +87,15 @@ def systems(as_json: AsJson = False) -> None:
 
 
 def _facts(opened: OpenModel) -> dict[str, Any]:
+    from hasten.bench.memory_limit import measure_limit
+
     target = opened.language_model.target
     probe = target.probe
     cost = target.measure_cost()
     return {
         "model": opened.name,
         "shape": opened.shape,
-        "architecture": type(target.forward.model).__name__,
+        "architecture": target.architecture,
         "parameters": opened.num_parameters,
         "vocabulary": target.vocab_size,
         "context": target.max_length,
@@ -101,9 +103,14 @@ def _facts(opened: OpenModel) -> dict[str, Any]:
         "device": str(target.device),
         "weight_bytes": target.num_bytes(),
         "probe": {"mode": probe.mode, "noise": probe.noise, "rejected": probe.rejected},
-        "forward": {"chosen": opened.forward, "reason": opened.reason},
+        "forward": {
+            "chosen": opened.forward,
+            "reason": opened.reason,
+            "startup_seconds": round(opened.startup_seconds, 3),
+        },
         "cost_ms": {str(rows): round(spent, 4) for rows, spent in cost.items()},
         "cost_ratio": {str(rows): round(spent / cost[1], 4) for rows, spent in cost.items()},
+        "memory_limit": measure_limit(opened, cost=cost).as_json(),
         "draft": _draft_facts(opened.language_model.resources.draft),
     }
 
@@ -141,6 +148,8 @@ def _draft_rows(facts: dict[str, Any]) -> dict[str, str]:
 
 
 def _print_facts(facts: dict[str, Any], note: str) -> None:
+    from hasten.bench.report import limit_sentence
+
     console = Console(highlight=False)
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
@@ -165,5 +174,6 @@ def _print_facts(facts: dict[str, Any], note: str) -> None:
     for row_count, spent in facts["cost_ms"].items():
         costs.add_row(row_count, f"{spent:.2f}", f"{facts['cost_ratio'][row_count]:.2f}")
     console.print(costs)
+    console.print(limit_sentence(facts["memory_limit"], forward["chosen"], forward["startup_seconds"]))
     if note:
         console.print(note)

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hasten.drafters.store import write_whole
 from hasten.errors import IncompatibleModels, StoreError
+from hasten.models.whole_file import write_whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,7 @@ from hasten.drafters.trees.specdec import SpecDec
 from hasten.errors import ConfigError
 
 if TYPE_CHECKING:
+    from hasten.models.causal_lm import CausalLM
     from hasten.models.draft_lm import DraftLM
 
 
@@ -71,6 +72,12 @@ def _index_of(given: Resources) -> CorpusIndex:
             "--index STORE"
         )
     return given.index
+
+
+def _torch_target(given: Resources, name: str) -> CausalLM | None:
+    from hasten.models.causal_lm import require_torch
+
+    return None if given.target is None else require_torch(given.target, f"the drafter {name}")
 
 
 DRAFT = "draft"
@@ -131,8 +138,8 @@ DRAFTERS: dict[str, Callable[[Resources], Drafter]] = {
         "lud", num_groups=1, width=1, mask_token_id=default_mask_token(given.target)
     ),
     "jacobi": lambda given: Jacobi(),
-    "tokenswift": lambda given: TokenSwift(given.target),
-    "superposed": lambda given: Superposed(given.target),
+    "tokenswift": lambda given: TokenSwift(_torch_target(given, "tokenswift")),
+    "superposed": lambda given: Superposed(_torch_target(given, "superposed")),
     DRAFT: _drafts(DRAFT, Adaptive, rests=True),
     "draft-chain": _drafts("draft-chain", Chain),
     "draft-confident": _drafts("draft-confident", lambda: Chain(length=20, confidence=0.3)),

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     import torch
 
     from hasten.drafters.corpus_index import CorpusIndex
-    from hasten.models.causal_lm import CausalLM
     from hasten.models.draft_lm import DraftLM
     from hasten.models.session import Session
+    from hasten.models.target import Target
 
 __all__ = [
     "Drafter",
@@ -42,7 +42,7 @@ class Resources:
     """
 
     vocab_size: int
-    target: CausalLM | None = None
+    target: Target | None = None
     index: CorpusIndex | None = None
     draft: DraftLM | None = None
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ from hasten.tree import ROOT, DraftTree
 
 if TYPE_CHECKING:
     from hasten.models.causal_lm import CausalLM
+    from hasten.models.target import Target
 
 SPACE_SYSTEM = System(
     name="space",
@@ -172,11 +173,16 @@ class MaskTokens(Forgetful):
         self._texts.pop(sequence, None)
 
 
-def default_mask_token(target: CausalLM | None) -> int | None:
+def default_mask_token(target: Target | None) -> int | None:
     """The model's mask, pad, unknown or end token, the first that its config names; None if it names none."""
+    from hasten.models.gguf_lm import GgufLM
+
     if target is None:
         return None
-    configs = (target.forward.text_config, target.forward.model.generation_config)
+    if isinstance(target, GgufLM):
+        return target.mask_token_id
+    forward = cast("CausalLM", target).forward
+    configs = (forward.text_config, forward.model.generation_config)
     for name in ("mask_token_id", "pad_token_id", "unk_token_id", "eos_token_id"):
         for config in configs:
             found = getattr(config, name, None)

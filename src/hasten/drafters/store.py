@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ from safetensors.numpy import save_file
 
 from hasten.drafters.base import Drafter
 from hasten.errors import IncompatibleModels, StoreError
+from hasten.models.whole_file import write_whole
 
 _FORMAT = "hasten-store-1"
 
@@ -26,25 +25,6 @@ def save_store(path: str | os.PathLike[str], drafter: Drafter, fingerprint: str)
     arrays = {key: np.ascontiguousarray(value) for key, value in drafter.state().items()}
     metadata = {"format": _FORMAT, "drafter": drafter.name, "tokenizer": fingerprint}
     write_whole(path, lambda temporary: save_file(arrays, temporary, metadata), "store")
-
-
-def write_whole(path: Path, write: Callable[[str], None], what: str) -> None:
-    """Let ``write`` make a file beside this path, which takes its place only when it is complete.
-
-    Raises StoreError, which says ``what`` it was, if the place cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-        os.close(handle)
-        try:
-            write(temporary)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as problem:
-        raise StoreError(f"cannot write the {what} {str(path)!r}: {problem}") from problem
 
 
 def load_store(path: str | os.PathLike[str], drafter: Drafter, fingerprint: str) -> None:

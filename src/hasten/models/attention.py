@@ -6,7 +6,6 @@ as wide as the keys the cache returns. Models that mix full and sliding layers t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,21 +42,16 @@ class AttentionKinds:
             sizes[kind] = getattr(config, attribute) if attribute else None
         return cls(sizes)
 
-    def masks(
-        self,
-        visible: Visible,
-        query_positions: Positions,
-        key_positions: Positions,
-        to_tensor: Callable[[Visible], torch.Tensor],
-    ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """The mask argument of a forward pass.
+    def visible(
+        self, visible: Visible, query_positions: Positions, key_positions: Positions
+    ) -> dict[str, Visible]:
+        """What each kind of layer may see, bool [batch, query, key].
 
         Args:
             visible: bool [batch, query, key], what the tree and the holes allow.
             query_positions: int [batch, query]; key_positions: int [batch, key].
-            to_tensor: turns bool [batch, query, key] into the model's additive [batch, 1, query, key].
         """
-        tensors = {}
+        found = {}
         for kind, size in self.sizes.items():
             allowed = visible
             if size is not None and kind == "sliding_attention":
@@ -65,8 +59,8 @@ class AttentionKinds:
                 allowed = visible & (distance < size)
             elif size is not None:
                 allowed = visible & (query_positions[:, :, None] // size == key_positions[:, None, :] // size)
-            tensors[kind] = to_tensor(allowed)
-        return next(iter(tensors.values())) if len(tensors) == 1 else tensors
+            found[kind] = allowed
+        return found
 
 
 def additive_mask(allowed: Visible, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

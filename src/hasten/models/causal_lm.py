@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Sequence as AbstractSequence
 from functools import cached_property
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
-from hasten.core import Acceptance, Sequence
-from hasten.errors import ConfigError, ModelError, PromptError
+from hasten.core import Sequence
+from hasten.errors import ConfigError, ModelError
 from hasten.models.forward import Forward
 from hasten.models.packed import PackedLinear
 from hasten.models.probe import SESSIONS, Mode, ProbeResult, probe
 from hasten.models.session import Session
 from hasten.models.shared_prefix import SharedPrefixSession, can_share_prefixes
-from hasten.tree import DraftTree
+from hasten.models.target import Target
 
 
-class CausalLM:
+class CausalLM(Target):
     """A target model.
 
     Args:
@@ -60,6 +57,10 @@ class CausalLM:
         return can_share_prefixes(self.forward)
 
     @property
+    def architecture(self) -> str:
+        return type(self.forward.model).__name__
+
+    @property
     def vocab_size(self) -> int:
         return self.forward.vocab_size
 
@@ -73,38 +74,22 @@ class CausalLM:
 
     @property
     def max_length(self) -> int | None:
-        """Positions the model was built for, or None if its config does not say."""
         limit = getattr(self.forward.text_config, "max_position_embeddings", None)
         return int(limit) if limit else None
 
     @property
     def stop_token_ids(self) -> frozenset[int]:
-        """The model's own end-of-text tokens."""
         for config in (self.forward.model.generation_config, self.forward.text_config):
             found = getattr(config, "eos_token_id", None)
             if found is not None:
                 return frozenset(found if isinstance(found, list) else [found])
         return frozenset()
 
-    def check_prompt(self, token_ids: list[int]) -> None:
-        """Raises PromptError for token ids outside the vocabulary, or more than leave room for a new one."""
-        check_token_ids(token_ids, self.vocab_size)
-        limit = self.max_length
-        if limit is not None and len(token_ids) >= limit:
-            raise PromptError(
-                f"the prompt has {len(token_ids)} tokens, the context holds {limit}; shorten the prompt"
-            )
-
     def open(self, sequences: AbstractSequence[Sequence] = ()) -> Session:
         """A session for one batch; what a causal model needs of the sequences comes with ``prefill``."""
         if self.probe.mode == "tree" and self._shared_prefix == "auto":
             return SharedPrefixSession(self.forward, lambda: self.can_share_prefixes)
         return SESSIONS[self.probe.mode](self.forward)
-
-    def synchronize(self) -> None:
-        """Wait for the device, so that clocks mean something."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
     def num_bytes(self) -> int:
         """Memory of the weights, packed ones included."""
@@ -114,30 +99,12 @@ class CausalLM:
             + sum(layer.in_features * layer.out_features * self.dtype.itemsize for layer in packed)
         )
 
-    def measure_cost(
-        self, rows: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64), context: int = 256, repeats: int = 5
-    ) -> dict[int, float]:
-        """Median milliseconds of one pass over 1 root and ``rows - 1`` draft nodes after a context."""
-        context = min(context, (self.max_length or context + max(rows)) - max(rows) - 1)
-        prompt = np.random.default_rng(0).integers(0, self.vocab_size, context).tolist()
-        session = self.open()
-        session.prefill([prompt])
-        times: dict[int, list[float]] = {}
-        for _ in range(repeats + 1):
-            for count in rows:
-                tree = session.fit(
-                    DraftTree.chain([1 + node % (self.vocab_size - 1) for node in range(count - 1)])
-                )
-                start = time.perf_counter()
-                session.forward([tree])
-                self.synchronize()
-                times.setdefault(len(tree) + 1, []).append(1000 * (time.perf_counter() - start))
-                session.keep([Acceptance([], [prompt[-1]])])
-        return {count: statistics.median(values[1:]) for count, values in times.items()}
 
-
-def check_token_ids(token_ids: list[int], vocab_size: int) -> None:
-    """Raises PromptError for the first one outside the vocabulary."""
-    wrong = next((token_id for token_id in token_ids if not 0 <= token_id < vocab_size), None)
-    if wrong is not None:
-        raise PromptError(f"token id {wrong} is outside the vocabulary of {vocab_size} tokens")
+def require_torch(target: Target, what: str) -> CausalLM:
+    """The target as a model of transformers. Raises ConfigError for one that another library computes."""
+    if not isinstance(target, CausalLM):
+        raise ConfigError(
+            f"{what} looks into the layers of a transformers model, and a GGUF file is run by llama.cpp; "
+            "choose something else, or load the transformers checkpoint"
+        )
+    return target

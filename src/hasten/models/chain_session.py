@@ -19,6 +19,7 @@ from transformers.cache_utils import DynamicLayer
 
 from hasten.core import Acceptance, TopCandidates
 from hasten.models.forward import PREFILL_CHUNK, Forward, join_candidates
+from hasten.models.slot_cache import SlotCache
 from hasten.sampling import top_candidates
 from hasten.tree import DraftTree
 
@@ -84,7 +85,7 @@ class _Row:
             # Recurrent layers need the config to be built; attention layers are better off without it,
             # because then they keep every key and can be cropped.
             recurrent = rollback == "snapshot"
-            self._cache = DynamicCache(config=forward.text_config) if recurrent else DynamicCache()
+            self._cache = DynamicCache(config=forward.text_config) if recurrent else SlotCache()
 
     def prefill(self, top_k: int) -> TopCandidates | None:
         pieces = []
@@ -124,5 +125,5 @@ class _Row:
 
 
 def _save(layer: Any) -> Any:
-    """Attention layers never change a key they have, so the tensors themselves are the snapshot."""
+    """transformers' attention layers never change a key they have: the tensors are the snapshot."""
     return copy.copy(layer) if type(layer) is DynamicLayer else copy.deepcopy(layer)

@@ -21,6 +21,7 @@ from hasten.models.causal_lm import CausalLM
 from hasten.models.loading import load_pretrained
 from hasten.models.packed import pack_linears
 from hasten.models.part_models import first_layers, num_layers_of, with_head_rows
+from hasten.models.target import Target
 from hasten.models.trimmed_vocabulary import TRIM_FILE, load_kept_ids
 from hasten.models.vocabulary import VocabularyMap, vocabulary_fingerprint, vocabulary_map
 
@@ -186,7 +187,7 @@ def trim_head(draft: DraftLM, kept_ids: Iterable[int]) -> DraftLM:
 def load_draft(
     draft: Any,
     *,
-    target: CausalLM,
+    target: Target,
     target_tokenizer: Any,
     tokenizer: Any = None,
     dtype: str = "auto",
@@ -214,7 +215,7 @@ def load_draft(
         IncompatibleModels: the vocabularies have almost nothing in common.
         StoreError: a trimmed vocabulary that cannot be read.
     """
-    if getattr(target.forward.config, "is_encoder_decoder", False):
+    if target.reads_source:
         raise ConfigError(
             "a draft model writes for causal language models; this target reads with an encoder"
         )
@@ -248,7 +249,7 @@ def load_draft(
     return found
 
 
-def _checked(draft: DraftLM, target: CausalLM, *, has_options: bool) -> DraftLM:
+def _checked(draft: DraftLM, target: Target, *, has_options: bool) -> DraftLM:
     if has_options:
         raise ConfigError("tokenizer, context and draft_vocab of a DraftLM were chosen when it was made")
     if draft.target_vocab_size != target.vocab_size:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from hasten.core import TopCandidates
+from hasten.models.attention import Visible, additive_mask
 
 PREFILL_CHUNK = 512
 """Prompts are cached in pieces of this many tokens, so that masks and logits stay small."""
@@ -42,16 +43,24 @@ class Forward:
         self,
         token_ids: NDArray[np.int64],
         position_ids: NDArray[np.int64] | None,
-        attention_mask: torch.Tensor | dict[str, torch.Tensor] | None,
+        attention_mask: Any | None,
         cache: Any | None,
         logits_to_keep: int = 0,
     ) -> torch.Tensor:
-        """Logits [batch, tokens, vocab]; of the last ``logits_to_keep`` tokens only, where that is not 0."""
+        """Logits [batch, tokens, vocab]; of the last ``logits_to_keep`` tokens only, where that is not 0.
+
+        ``attention_mask`` is what ``mask`` gave, or None for a causal pass.
+        """
         arguments = self._arguments(position_ids, attention_mask, cache)
         if logits_to_keep and self._takes_logits_to_keep:
             arguments["logits_to_keep"] = logits_to_keep
         logits: torch.Tensor = self._run(torch.from_numpy(token_ids).to(self.device), arguments).logits
         return logits
+
+    def mask(self, visible: dict[str, Visible]) -> Any:
+        """The mask argument of a pass, from what each kind of layer may see (AttentionKinds.visible)."""
+        tensors = {kind: additive_mask(one, self.dtype, self.device) for kind, one in visible.items()}
+        return next(iter(tensors.values())) if len(tensors) == 1 else tensors
 
     @torch.inference_mode()
     def embed(self, token_ids: list[int]) -> torch.Tensor:

@@ -20,19 +20,30 @@ _HINT_ROWS = 16
 
 
 class PackedLinear(nn.Module):
-    """Computes what the given nn.Linear computes; the original weight is not kept."""
+    """Computes what an nn.Linear computes from weights in another order."""
+
+    def __init__(self, in_features: int, out_features: int, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.bias = bias
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """A plain copy of the weight; for those who look at shapes and dtypes, not for speed."""
+        raise NotImplementedError
+
+
+class OneDnnLinear(PackedLinear):
+    """Of the given nn.Linear, whose own weight is not kept."""
 
     def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.bias = linear.bias
+        super().__init__(linear.in_features, linear.out_features, linear.bias)
         weight = linear.weight.detach()
         self._dtype = weight.dtype
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, _HINT_ROWS)
 
     @property
     def weight(self) -> torch.Tensor:
-        """A plain copy of the weight; for those who look at shapes and dtypes, not for speed."""
         return cast(torch.Tensor, self._packed.to_dense(self._dtype))
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
@@ -62,7 +73,7 @@ def pack_linears(model: Any, *, always: bool = False) -> bool:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and _can_pack(child) and not _reads_weight(parent, name):
-                setattr(parent, name, PackedLinear(child))
+                setattr(parent, name, OneDnnLinear(child))
     return True
 
 
@@ -86,7 +97,7 @@ def _can_pack(linear: nn.Linear) -> bool:
 @torch.inference_mode()
 def _pays(linear: nn.Linear) -> bool:
     """A single row must not become slower by more than noise, and 16 rows must become faster."""
-    packed = PackedLinear(linear)
+    packed = OneDnnLinear(linear)
     ratios = []
     for rows in (1, 16):
         states = torch.randn(rows, linear.in_features).to(linear.weight.dtype)

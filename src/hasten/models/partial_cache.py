@@ -13,10 +13,10 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from transformers import DynamicCache
 
 from hasten.models.attention import AttentionKinds, additive_mask
 from hasten.models.forward import Forward
+from hasten.models.slot_cache import SlotCache
 from hasten.models.tree_session import RowCache
 
 Ranking = Literal["query", "recency"]
@@ -60,10 +60,13 @@ class PartialCache:
         self.num_tokens = self.num_selected_from = len(full.positions)
         """tokens of the text this cache stands for, now and when it was selected"""
         self._num_scratch = 0
-        self._cache: Any = _filled([_batched(pair) for pair in full.layers])
+        self._cache = SlotCache()
         weights: list[torch.Tensor | None] = []
         if budget < self.num_tokens:
-            weights = forward.attention_weights(*self._pass_over(last_token_id), self._cache)
+            whole = SlotCache()
+            whole.reserve(self.num_tokens + 1)
+            _append(whole, full)
+            weights = forward.attention_weights(*self._pass_over(last_token_id, whole.width), whole)
         self.ranking: Ranking = "query"
         self.kept: list[torch.Tensor | None] = []
         """positions that each layer keeps, [kv heads, kept]; None for an unused layer"""
@@ -80,8 +83,7 @@ class PartialCache:
                 scores = torch.arange(keys.shape[1], device=keys.device).expand(keys.shape[0], -1)
             chosen = top_positions(scores, budget, num_sink)
             self.kept.append(chosen)
-            layer = self._cache.layers[index]
-            layer.keys, layer.values = _gather(keys, chosen)[None], _gather(values, chosen)[None]
+            self._cache.update(_gather(keys, chosen)[None], _gather(values, chosen)[None], index)
 
     @property
     def num_written(self) -> int:
@@ -90,41 +92,32 @@ class PartialCache:
 
     def append(self, tail: RowCache) -> None:
         """Take over what the full cache gained: its tokens from position ``num_tokens`` on."""
-        for index, pair in enumerate(tail.layers):
-            if pair is not None:
-                layer = self._cache.layers[index]
-                layer.keys = torch.cat((layer.keys, pair[0][None]), 2)
-                layer.values = torch.cat((layer.values, pair[1][None]), 2)
+        _append(self._cache, tail)
         self.num_tokens += len(tail.positions)
 
     def step(self, token_id: int) -> torch.Tensor:
         """Logits [vocab] after one more token, which stays in sight until ``forget``."""
-        logits = self._forward(*self._pass_over(token_id), self._cache)
+        logits = self._forward(*self._pass_over(token_id, self.num_slots), self._cache)
         self._num_scratch += 1
         return logits[0, -1]
 
     def forget(self) -> None:
         """Drop the tokens of all steps."""
-        self._cut(self._num_scratch)
+        self._cache.truncate(self.num_slots - self._num_scratch)
         self._num_scratch = 0
 
     @property
     def num_slots(self) -> int:
         """Cached tokens a pass reads, those of steps included."""
-        return int(max(layer.keys.shape[2] for layer in self._cache.layers if layer.is_initialized))
+        return self._cache.width
 
-    def _pass_over(self, token_id: int) -> tuple[Any, Any, torch.Tensor]:
-        """The tokens, positions and mask of a pass over the token that comes next."""
+    def _pass_over(self, token_id: int, num_slots: int) -> tuple[Any, Any, torch.Tensor]:
+        """The tokens, positions and mask of a pass over the token that comes next, behind so many slots."""
         mask = additive_mask(
-            np.ones((1, 1, self.num_slots + 1), np.bool_), self._forward.dtype, self._forward.device
+            np.ones((1, 1, num_slots + 1), np.bool_), self._forward.dtype, self._forward.device
         )
         position = self.num_tokens + self._num_scratch
         return np.array([[token_id]]), np.array([[position]]), mask
-
-    def _cut(self, count: int) -> None:
-        for layer in self._cache.layers:
-            if count and layer.is_initialized:
-                layer.keys, layer.values = layer.keys[:, :, :-count], layer.values[:, :, :-count]
 
 
 def query_scores(weights: torch.Tensor, kv_heads: int, num_tokens: int) -> torch.Tensor | None:
@@ -154,19 +147,10 @@ def top_positions(scores: torch.Tensor, budget: int, num_sink: int) -> torch.Ten
     return torch.cat((sink, (num_tokens - 1 - latest_first).sort(1).values), 1)
 
 
-def _filled(layers: list[tuple[torch.Tensor, torch.Tensor] | None]) -> Any:
-    """A cache that holds these layers."""
-    cache = DynamicCache()
-    for index, pair in enumerate(layers):
+def _append(cache: SlotCache, tokens: RowCache) -> None:
+    for index, pair in enumerate(tokens.layers):
         if pair is not None:
-            cache.update(*pair, index)
-    return cache
-
-
-def _batched(
-    pair: tuple[torch.Tensor, torch.Tensor] | None,
-) -> tuple[torch.Tensor, torch.Tensor] | None:
-    return None if pair is None else (pair[0][None], pair[1][None])
+            cache.update(pair[0][None], pair[1][None], index)
 
 
 def _gather(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -7,12 +7,13 @@ behind, and every logit is compared with separate passes over the plain token se
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from hasten.core import Acceptance
 from hasten.models.chain_session import ChainSession
@@ -51,15 +52,38 @@ class ProbeResult:
     rejected: dict[str, str]
 
 
-def probe(forward: Forward, num_rows: int = 1) -> ProbeResult:
+class PlainPasses(Protocol):
+    """What the probe needs of a model besides its sessions; see Forward."""
+
+    vocab_size: int
+    dtype: torch.dtype
+    text_config: Any
+
+    def __call__(
+        self,
+        token_ids: NDArray[np.int64],
+        position_ids: NDArray[np.int64] | None,
+        attention_mask: None,
+        cache: None,
+        logits_to_keep: int = 0,
+    ) -> torch.Tensor: ...
+
+    def select(self, rows: list[int]) -> PlainPasses: ...
+
+
+def probe(
+    forward: Any, num_rows: int = 1, sessions: Mapping[Mode, Callable[[Any], Session]] = SESSIONS
+) -> ProbeResult:
     """The best mode that reproduces plain passes over the same tokens.
 
     Args:
+        forward: PlainPasses, as the sessions take them.
         num_rows: rows of the batch to try; all hold the same text, and the first is compared.
+        sessions: what there is to try, the best first. "recompute" is the answer where none will do.
     """
     reference = _Reference(forward.select([0]))
     rejected: dict[str, str] = {}
-    for mode, start in SESSIONS.items():
+    for mode, start in sessions.items():
         try:
             error = _largest_error(start(forward), reference, num_rows)
         except (
@@ -87,7 +111,7 @@ def reproduces_plain_passes(forward: Forward, session: Session) -> bool:
 class _Reference:
     """Logits of plain passes over whole token sequences, and how exact the agreement has to be."""
 
-    def __init__(self, forward: Forward) -> None:
+    def __init__(self, forward: PlainPasses) -> None:
         self._forward = forward
         self._known: dict[tuple[int, ...], torch.Tensor] = {}
         high = min(forward.vocab_size, 20_000)

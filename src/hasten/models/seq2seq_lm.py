@@ -18,11 +18,12 @@ import torch
 
 from hasten.core import LogitsProcessor, Sequence
 from hasten.errors import ModelError, PromptError
-from hasten.models.causal_lm import CausalLM, check_token_ids
+from hasten.models.causal_lm import CausalLM
 from hasten.models.forward import Forward
 from hasten.models.probe import SESSIONS, Mode, ProbeResult, probe
 from hasten.models.seq2seq_forward import Seq2SeqForward, Source
 from hasten.models.session import Session
+from hasten.models.target import check_token_ids
 
 _READABLE = ("input_ids", "input_features")
 
@@ -42,6 +43,7 @@ class Seq2SeqLM(CausalLM):
     """
 
     forward: Seq2SeqForward
+    reads_source = True
 
     def __init__(self, model: Any, mode: Mode | str = "auto") -> None:
         super().__init__(model, mode, shared_prefix="off")

@@ -8,22 +8,25 @@ are cached in packed rows (prepacking.py) and each moved to a row of its own aft
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import DynamicCache
 
 from hasten.core import Acceptance, TopCandidates
-from hasten.models.attention import AttentionKinds, additive_mask
+from hasten.models.attention import AttentionKinds
 from hasten.models.forward import PREFILL_CHUNK, Forward, join_candidates
 from hasten.models.prepacking import ROW_CAPACITY, PackedRow, group_rows, pack_rows
+from hasten.models.slot_cache import SlotCache
 from hasten.sampling import top_candidates
 from hasten.tree import DraftTree
 
 _DEVICE_TOKENS = 8192
 """Prompt tokens in one pass where launching a pass costs more than padding a little."""
+
+_ROOM = 256
+"""Slots made behind the prompts, so that a text of common length never moves its cache."""
 
 
 class Block(NamedTuple):
@@ -67,8 +70,7 @@ class TreeSession:
 
     def _begin(self, count: int) -> None:
         """Empty rows."""
-        # without a config every layer keeps every slot; windows are masked
-        self._cache: Any = DynamicCache()
+        self._cache = SlotCache()  # every layer keeps every slot; windows are masked
         self._visible = np.zeros((count, 0), np.bool_)  # [batch, slots]
         self._positions = np.zeros((count, 0), np.int64)  # [batch, slots]
         self._lengths = [0] * count  # cached tokens of each row
@@ -101,18 +103,19 @@ class TreeSession:
         if len(groups) == 1 and [row.prompts for row in rows] == [[index] for index in range(len(texts))]:
             return self._cache_rows(rows, texts, top_k)  # every text is where it has to be
         found: list[TopCandidates | None] = [None] * len(texts)
-        unpacked: list[tuple[torch.Tensor, torch.Tensor]] = []
+        unpacked: SlotCache | None = None
         for group in groups:
             for row, of_row in zip(group, self._cache_rows(group, texts, top_k), strict=True):
                 if of_row is not None:
                     for text, slots in row.places():
                         found[text] = TopCandidates(of_row.token_ids[slots], of_row.probs[slots])
-            unpacked = unpacked or [_empty_like(layer, len(texts), longest) for layer in self._layers()]
-            for layer, (keys, values) in zip(self._layers(), unpacked, strict=True):
-                _unpack(group, layer.keys, keys)
-                _unpack(group, layer.values, values)
-        for layer, (keys, values) in zip(self._layers(), unpacked, strict=True):
-            layer.keys, layer.values = keys, values
+            if unpacked is None:
+                unpacked = self._cache.blank(len(texts), longest, longest + _ROOM)
+            for packed, layer in zip(self._cache.used_layers, unpacked.used_layers, strict=True):
+                _unpack(group, packed.key_buffer, layer.key_buffer)
+                _unpack(group, packed.value_buffer, layer.value_buffer)
+        if unpacked is not None:
+            self._cache = unpacked
         self._visible = np.arange(longest) < np.asarray(sizes)[:, None]
         self._positions = np.tile(np.arange(longest), (len(texts), 1))
         self._lengths = sizes
@@ -123,11 +126,13 @@ class TreeSession:
     ) -> list[TopCandidates | None]:
         """Run these rows side by side into an empty cache, a chunk at a time; the candidates of each row."""
         self._begin(len(rows))
+        longest = max((row.size for row in rows), default=0)
+        self._cache.reserve(longest + _ROOM)
         tokens = [
             np.concatenate([np.asarray(texts[prompt], np.int64) for prompt in row.prompts]) for row in rows
         ]
         found: list[list[TopCandidates]] = [[] for _ in rows]
-        for start in range(0, max((row.size for row in rows), default=0), PREFILL_CHUNK):
+        for start in range(0, longest, PREFILL_CHUNK):
             blocks = []
             for row, token_ids in zip(rows, tokens, strict=True):
                 first, stop = min(start, row.size), min(start + PREFILL_CHUNK, row.size)
@@ -167,16 +172,16 @@ class TreeSession:
     def _select(self, rows: list[int]) -> None:
         """Make these the rows of the cache; a row may be chosen twice."""
         self._forward = self._forward.select(rows)
-        index = torch.tensor(rows, device=self._forward.device)
-        for layer in self._layers():
-            layer.keys = layer.keys.index_select(0, index)
-            layer.values = layer.values.index_select(0, index)
+        self._cache.select(torch.tensor(rows, device=self._forward.device))
         self._visible, self._positions = self._visible[rows], self._positions[rows]
         self._lengths = [self._lengths[row] for row in rows]
 
     def states(self) -> list[tuple[torch.Tensor, torch.Tensor] | None]:
-        """Keys and values of every layer, [batch, kv heads, slots, channels]; None for an unused layer."""
-        return [(layer.keys, layer.values) if layer.is_initialized else None for layer in self._cache.layers]
+        """Keys and values of every layer, [batch, kv heads, slots, channels]; None for an unused layer.
+
+        Views, which later passes may overwrite.
+        """
+        return self._cache.states()
 
     def row_cache(self, row: int, start: int = 0) -> RowCache:
         """A copy of what one row has cached from position ``start`` on."""
@@ -196,8 +201,8 @@ class TreeSession:
         return list(self._lengths)
 
     def num_bytes(self) -> int:
-        """Memory of the cache, holes included."""
-        return sum(states.nbytes for pair in self.states() if pair is not None for states in pair)
+        """Memory of the cache: holes, and slots that are not in use yet, included."""
+        return self._cache.num_bytes()
 
     def _run(self, blocks: list[Block], logits_to_keep: int) -> torch.Tensor:
         """One pass over a block a row, padded to the longest; logits [batch, tokens, vocab]."""
@@ -218,12 +223,7 @@ class TreeSession:
         self._positions = np.concatenate((self._positions, positions), axis=1)
         self._visible = np.concatenate((self._visible, np.zeros((batch, size), np.bool_)), axis=1)
         self._block_start = width
-        mask = self._kinds.masks(
-            visible,
-            positions,
-            self._positions,
-            lambda allowed: additive_mask(allowed, self._forward.dtype, self._forward.device),
-        )
+        mask = self._forward.mask(self._kinds.visible(visible, positions, self._positions))
         return self._forward(token_ids, positions, mask, self._cache, logits_to_keep)
 
     def _commit(self, kept: list[NDArray[np.int64]]) -> None:
@@ -236,38 +236,17 @@ class TreeSession:
     def _truncate(self, width: int) -> None:
         if width < self._visible.shape[1]:
             self._visible, self._positions = self._visible[:, :width], self._positions[:, :width]
-            for layer in self._layers():
-                layer.keys, layer.values = layer.keys[:, :, :width], layer.values[:, :, :width]
+            self._cache.truncate(width)
 
     def _compact_if_worth_it(self, used: NDArray[np.bool_], width: int) -> bool:
         """Close the holes between used slots [batch, slots], at most ``width`` a row; whether it was done."""
         if used.shape[1] - width <= max(self._max_holes, width // 8):
             return False
         order = np.argsort(~used, axis=1, kind="stable")[:, :width]  # used slots first, in order
-        index = torch.from_numpy(order).to(self._forward.device)[:, None, :, None]
-        for layer in self._layers():
-            layer.keys = layer.keys.gather(2, _spread(index, layer.keys))
-            layer.values = layer.values.gather(2, _spread(index, layer.values))
+        self._cache.gather(order)
         self._positions = np.take_along_axis(self._positions, order, axis=1)
         self._visible = np.take_along_axis(self._visible, order, axis=1)
         return True
-
-    def _layers(self) -> list[Any]:
-        return [layer for layer in self._cache.layers if layer.is_initialized]
-
-
-def _spread(index: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-    batch, heads, _, channels = states.shape
-    return index.expand(batch, heads, index.shape[2], channels)
-
-
-def _empty_like(layer: Any, count: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values of ``count`` rows: zeros, because even a hidden slot is multiplied by 0."""
-    keys, values = layer.keys, layer.values
-    return (
-        keys.new_zeros(count, keys.shape[1], width, keys.shape[3]),
-        values.new_zeros(count, values.shape[1], width, values.shape[3]),
-    )
 
 
 def _unpack(group: list[PackedRow], packed: torch.Tensor, states: torch.Tensor) -> None:

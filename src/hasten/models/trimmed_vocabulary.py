@@ -7,7 +7,6 @@ by ``draft_lm.trim_head``.
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from safetensors.numpy import save_file
 
 from hasten.core import System
 from hasten.errors import IncompatibleModels, StoreError
+from hasten.models.whole_file import write_whole
 
 SYSTEM = System(
     name="vocab-trim",
@@ -45,18 +45,8 @@ def save_kept_ids(
     """
     path = Path(path)
     metadata = {"format": _FORMAT, "tokenizer": fingerprint, "coverage": f"{coverage:.6f}"}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-        os.close(handle)
-        try:
-            save_file({"kept_ids": np.ascontiguousarray(kept_ids)}, temporary, metadata)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as problem:
-        raise StoreError(f"cannot write {str(path)!r}: {problem}") from problem
+    arrays = {"kept_ids": np.ascontiguousarray(kept_ids)}
+    write_whole(path, lambda temporary: save_file(arrays, temporary, metadata), "trimmed vocabulary")
 
 
 def load_kept_ids(path: str | os.PathLike[str], fingerprint: str) -> NDArray[np.int64]:

@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hasten.drafters.store import write_whole
 from hasten.errors import IncompatibleModels, StoreError
+from hasten.models.whole_file import write_whole
 
 HEAD_FILE = "acceptance_head.safetensors"
 """Its name in the folder of its draft model."""

@@ -1,0 +1,137 @@
+"""Attention of a few query rows over cached slots, each row with its own choice of visible slots.
+
+Scores are products of packed queries with keys that are transposed on the way, 16 slots at a time; weighted
+values are products of the weights with the values as they lie in the cache. Hidden slots weigh exactly 0 and
+sums run in the order of the slots, so holes between them change no bit.
+"""
+
+# ruff: noqa: PLR0917
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from hasten.models.compiled.linear import multiply_panel, multiply_tile
+from hasten.models.compiled.machine import read, stay_apart, transpose_16
+from hasten.models.compiled.products import LANES, MAX_ROWS, PANEL, tile_product
+from hasten.models.compiled.rows import block_rows
+
+GROUP = 8 * MAX_ROWS
+"""Queries that share one look at the keys."""
+
+_VALUES_1, _VALUES_2, _VALUES_4, _VALUES_8 = (tile_product(rows, 1, "rows") for rows in (1, 2, 4, 8))
+_PAIRS_1, _PAIRS_2, _PAIRS_4, _PAIRS_8 = (tile_product(rows, 2, "rows") for rows in (1, 2, 4, 8))
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _weigh(rows, weights, at, stride, w, w_at, w_unit, count, out, out_at, out_stride):  # type: ignore[no-untyped-def]
+    """Sums of 16 channels over the slots, each weighed by the row's softmax."""
+    if rows == 1:
+        _VALUES_1(weights, at, stride, w, w_at, 0, w_unit, count, out, out_at, out_stride)
+    elif rows == 2:
+        _VALUES_2(weights, at, stride, w, w_at, 0, w_unit, count, out, out_at, out_stride)
+    elif rows == 4:
+        _VALUES_4(weights, at, stride, w, w_at, 0, w_unit, count, out, out_at, out_stride)
+    else:
+        _VALUES_8(weights, at, stride, w, w_at, 0, w_unit, count, out, out_at, out_stride)
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _weigh_pair(rows, weights, at, stride, w, w_at, w_unit, count, out, out_at, out_stride):  # type: ignore[no-untyped-def]
+    """The same for 32 channels."""
+    if rows == 1:
+        _PAIRS_1(weights, at, stride, w, w_at, LANES, w_unit, count, out, out_at, out_stride)
+    elif rows == 2:
+        _PAIRS_2(weights, at, stride, w, w_at, LANES, w_unit, count, out, out_at, out_stride)
+    elif rows == 4:
+        _PAIRS_4(weights, at, stride, w, w_at, LANES, w_unit, count, out, out_at, out_stride)
+    else:
+        _PAIRS_8(weights, at, stride, w, w_at, LANES, w_unit, count, out, out_at, out_stride)
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _transpose(keys, start, stride, units, target, at):  # type: ignore[no-untyped-def]
+    """16 keys as one tile: unit after unit, those of all keys side by side."""
+    width = 4 // keys.itemsize  # values in a unit, which has 4 bytes
+    if units % LANES == 0:
+        for unit in range(0, units, LANES):
+            transpose_16(keys, start // width + unit, stride // width, target, at // width + unit * LANES)
+        return
+    for slot in range(LANES):
+        for unit in range(units):
+            for value in range(width):
+                place = at + (unit * LANES + slot) * width + value
+                target[place] = keys[start + slot * stride + unit * width + value]
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def score(queries, num_queries, keys, first_key, size, num_slots, tile, scores, stride):  # type: ignore[no-untyped-def]
+    """scores[query, slot] of packed queries, for all slots up to the next multiple of 16."""
+    stay_apart()
+    units = size * keys.itemsize // 4
+    w_unit = LANES * 4 // keys.itemsize
+    w_tile = units * w_unit
+    num_blocks = (num_queries + MAX_ROWS - 1) // MAX_ROWS
+    for slot in range(0, num_slots, LANES * PANEL):
+        num_tiles = min(PANEL, (num_slots - slot + LANES - 1) // LANES)
+        for index in range(num_tiles):
+            start = first_key + (slot + index * LANES) * size
+            _transpose(keys, start, size, units, tile, index * w_tile)
+        for block in range(num_blocks):
+            rows, first = block_rows(block, num_queries), block * MAX_ROWS
+            place = first * stride + slot
+            if num_tiles == PANEL:
+                multiply_panel(
+                    rows, queries, first * size, tile, 0, w_tile, w_unit, units, scores, place, stride
+                )
+                continue
+            for index in range(num_tiles):
+                multiply_tile(
+                    rows,
+                    queries,
+                    first * size,
+                    tile,
+                    index * w_tile,
+                    w_tile,
+                    w_unit,
+                    units,
+                    scores,
+                    place + index * LANES,
+                    stride,
+                )
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def weigh(rows, weights, at, stride, states, start, size, padded, num_slots, padding, out, ones):  # type: ignore[no-untyped-def]
+    """out[row, channel]: the values of a block of rows, divided by the sum of the weights.
+
+    ``padding`` holds the values of channels that do not fill a vector, ``padded`` of them a slot.
+    """
+    stay_apart()
+    for channel in range(0, padded, LANES):
+        if padded != size:
+            _weigh(rows, weights, at, stride, padding, channel, padded, num_slots, out, channel, padded)
+        elif channel % (2 * LANES) == 0 and channel + 2 * LANES <= size:
+            _weigh_pair(
+                rows, weights, at, stride, states, start + channel, size, num_slots, out, channel, padded
+            )
+        elif channel % (2 * LANES) == 0:
+            _weigh(rows, weights, at, stride, states, start + channel, size, num_slots, out, channel, padded)
+    sums = rows * padded
+    _weigh(rows, weights, at, stride, ones, 0, 0, num_slots, out, sums, LANES)
+    for row in range(rows):
+        total = out[sums + row * LANES]
+        values = out[row * padded : (row + 1) * padded]
+        for channel in range(padded):
+            values[channel] /= total
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def pad_values(values, start, size, padded, num_slots, padding):  # type: ignore[no-untyped-def]
+    """Copy values whose channels do not fill a vector; the lanes after them are 0."""
+    stay_apart()
+    for slot in range(num_slots):
+        for channel in range(size):
+            padding[slot * padded + channel] = read(values, start + slot * size + channel)
+        for channel in range(size, padded):
+            padding[slot * padded + channel] = np.float32(0.0)

@@ -1,0 +1,290 @@
+"""Reads a decoder off its modules: which matrices, norms and activations, and how they are connected.
+
+By the names and shapes of what a block contains, never by the name of the model. What is read may still be
+wrong (a model may compute something else with the same parts), so logits are compared before it is used.
+Knows the block of Llama and its kin: norms before or after each half, one or two of them, parallel halves,
+gated or plain MLP, grouped queries, query and key norms, rotary positions in two halves, windows.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hasten.models.attention import AttentionKinds
+from hasten.models.compiled.products import LANES
+from hasten.models.compiled.rows import ACTIVATIONS, LAYER_NORM, RMS_NORM
+
+Norms = list[nn.Module | None]
+_TURNING_ROTARY = ("dynamic", "longrope")  # their angles depend on the length of the text
+
+
+class Unsupported(Exception):
+    """A model that the compiled pass does not know; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """Linear layers that are multiplied as one matrix."""
+
+    parent: nn.Module
+    names: tuple[str, ...]
+    turns: int = 1
+    """2: tiles of the first and of the second half of the outputs alternate"""
+    order: torch.Tensor | None = None
+    """of a single layer: its outputs in the order of the tiles"""
+
+    @property
+    def layers(self) -> list[nn.Linear]:
+        return [getattr(self.parent, name) for name in self.names]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPlan:
+    matrices: tuple[Matrix, Matrix, Matrix, Matrix]
+    """queries with keys and values, output, up (gate and up), down"""
+    norms: Norms
+    """before and after attention, before and after the MLP, of queries, of keys"""
+    mask_kind: int
+    angle_kind: str | None
+    """"" where the model has one kind of rotary angles; None without any"""
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    layers: list[LayerPlan]
+    last_norm: nn.Module
+    head: Matrix
+    embedding: tuple[nn.Module, str]
+    is_tied: bool
+    rotary: nn.Module
+    sizes: dict[str, Any]
+    """the fields of step.Model that are numbers"""
+
+
+def read_blueprint(model: Any) -> Blueprint:
+    """Raises Unsupported."""
+    try:
+        return _read(model)
+    except (AttributeError, KeyError, TypeError, IndexError) as problem:
+        raise Unsupported(f"its modules are arranged in another way ({problem})") from problem
+
+
+def _read(model: Any) -> Blueprint:
+    config = model.config.get_text_config(decoder=True)
+    base = model.base_model
+    if type(base.layers) is not nn.ModuleList:
+        raise Unsupported("its layers are not a plain list")
+    if not base.layers[0].training and getattr(config, "attention_dropout", 0) is None:
+        raise Unsupported("its dropout is not a number")
+    head_parent, head_name = _find(model, model.get_output_embeddings())
+    embedding = model.get_input_embeddings()
+    rotary = base.rotary_emb
+    types = getattr(config, "layer_types", None) or [""] * len(base.layers)
+    mask_kinds = sorted(set(types)) if types[0] else [""]
+    if len(AttentionKinds.of(config).sizes) != len(mask_kinds):
+        raise Unsupported("its layers attend in a way that masks do not tell")
+    angle_kinds = types if "layer_type" in inspect.signature(rotary.forward).parameters else [""] * len(types)
+    layers = [
+        _read_layer(layer, mask_kinds.index(kind), angle_kind)
+        for layer, kind, angle_kind in zip(base.layers, types, angle_kinds, strict=True)
+    ]
+    if _rope_types(config) & set(_TURNING_ROTARY):
+        raise Unsupported("its rotary angles depend on the length of the text")
+    head = Matrix(head_parent, (head_name,))
+    return Blueprint(
+        layers,
+        _first(base, "norm", "final_layernorm", "final_layer_norm"),
+        head,
+        _find(model, embedding),
+        embedding.weight is head.layers[0].weight,
+        rotary,
+        _sizes(config, base, layers, model),
+    )
+
+
+def _find(model: nn.Module, wanted: Any) -> tuple[nn.Module, str]:
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            if child is wanted:
+                return parent, name
+    raise Unsupported("its head is not a module of its own")
+
+
+def _first(parent: nn.Module, *names: str) -> Any:
+    for name in names:
+        if (found := getattr(parent, name, None)) is not None:
+            return found
+    raise Unsupported(f"{type(parent).__name__} has none of {', '.join(names)}")
+
+
+def _rope_types(config: Any) -> set[str]:
+    rope = getattr(config, "rope_parameters", None) or {}
+    several = [value for value in rope.values() if isinstance(value, dict)] or [rope]
+    return {str(one.get("rope_type", "default")) for one in several}
+
+
+def _read_layer(layer: Any, mask_kind: int, angle_kind: str) -> LayerPlan:
+    attention, mlp = _first(layer, "self_attn", "attention"), layer.mlp
+    uses_rotary = bool(getattr(attention, "use_rope", True))
+    matrices = (
+        _queries_keys_values(attention),
+        Matrix(attention, (_name(attention, "o_proj", "dense"),)),
+        _up(mlp),
+        Matrix(mlp, (_name(mlp, "down_proj", "fc2", "dense_4h_to_h", "c_proj"),)),
+    )
+    for matrix in matrices:
+        for linear in matrix.layers:
+            if type(linear) is not nn.Linear or linear.in_features % 2:
+                raise Unsupported(f"{type(linear).__name__} of {tuple(linear.weight.shape)} is no layer it knows")
+            if linear.out_features % LANES and matrix is not matrices[1] and matrix is not matrices[3]:
+                raise Unsupported(f"a layer has {linear.out_features} outputs, no multiple of {LANES}")
+    children = dict(layer.named_children())
+    known = {"self_attn", "attention", "mlp", *_LAYER_NORMS}
+    known |= {name for name, child in children.items() if isinstance(child, nn.Dropout)}
+    if unknown := set(children) - known:
+        raise Unsupported(f"its layers have a part named {min(unknown)}")
+    return LayerPlan(matrices, _norms(layer, attention), mask_kind, angle_kind if uses_rotary else None)
+
+
+_LAYER_NORMS = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
+
+
+def _norms(layer: Any, attention: Any) -> Norms:
+    before, middle, before_mlp, after_mlp = (getattr(layer, name, None) for name in _LAYER_NORMS)
+    of_heads = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+    if of_heads[0] is None:
+        of_heads = [getattr(attention, name, None) for name in ("q_layernorm", "k_layernorm")]
+    if before_mlp is not None or before is None:  # then the one in the middle belongs to attention's output
+        return [before, middle, before_mlp, after_mlp, *of_heads]
+    return [before, None, before if middle is None else middle, after_mlp, *of_heads]
+
+
+def _name(parent: nn.Module, *names: str) -> str:
+    children = dict(parent.named_children())
+    for name in names:
+        if name in children:
+            return name
+    raise Unsupported(f"{type(parent).__name__} has none of {', '.join(names)}")
+
+
+def _queries_keys_values(attention: Any) -> Matrix:
+    names = dict(attention.named_children())
+    if "q_proj" in names:
+        return Matrix(attention, ("q_proj", "k_proj", "v_proj"))
+    if "qkv_proj" in names:
+        return Matrix(attention, ("qkv_proj",))
+    if "query_key_value" in names:  # queries, keys and values of one head after those of the other
+        outputs, size = attention.query_key_value.out_features, attention.head_size
+        order = torch.arange(outputs).view(-1, 3, size).transpose(0, 1).reshape(-1)
+        return Matrix(attention, ("query_key_value",), order=order)
+    raise Unsupported(f"{type(attention).__name__} has no projections it knows")
+
+
+def _up(mlp: Any) -> Matrix:
+    names = dict(mlp.named_children())
+    if "gate_proj" in names:
+        return Matrix(mlp, ("gate_proj", "up_proj"), turns=2)
+    if "gate_up_proj" in names:
+        return Matrix(mlp, ("gate_up_proj",), turns=2)
+    return Matrix(mlp, (_name(mlp, "fc1", "dense_h_to_4h", "c_fc"),))
+
+
+def _sizes(config: Any, base: Any, layers: list[LayerPlan], model: Any) -> dict[str, Any]:
+    attention = layers[0].matrices[0].parent
+    qkv, out, up, down = (matrix.layers for matrix in layers[0].matrices)
+    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    heads = config.num_attention_heads
+    head_size = out[0].in_features // heads
+    if sum(layer.out_features for layer in qkv) != (heads + 2 * kv_heads) * head_size:
+        raise Unsupported("its projections have other sizes than its heads")
+    norms = [norm for layer in layers for norm in layer.norms if norm is not None]
+    of_queries = layers[0].norms[4]
+    whole = of_queries is not None and of_queries.weight.numel() != head_size
+    before, before_mlp = layers[0].norms[0], layers[0].norms[2]
+    middle = before is not None and before is before_mlp  # one norm for both halves: they run side by side
+    embedding = model.get_input_embeddings()
+    scale = float(getattr(embedding, "embed_scale", torch.tensor(1.0)).to(embedding.weight.dtype))
+    return {
+        "norm_kind": norm_kind(norms[0]),
+        "is_norm_of_all_heads": whole,
+        "eps": float(_eps(norms[0])),
+        "activation": _activation(_first(layers[0].matrices[2].parent, *_ACTIVATION_NAMES)),
+        "is_gated": layers[0].matrices[2].turns == 2,
+        "is_parallel": bool(getattr(base.layers[0], "use_parallel_residual", middle)) or middle,
+        "num_heads": heads,
+        "num_kv_heads": kv_heads,
+        "head_size": head_size,
+        "hidden_size": qkv[0].in_features,
+        "inner_size": down[0].in_features,
+        "score_scale": float(attention.scaling),
+        "score_cap": float(getattr(attention, "attn_logit_softcapping", None) or 0.0),
+        "embedding_scale": scale * float(getattr(base, "embedding_multiplier", 1.0)),
+        "residual_scale": float(getattr(base.layers[0], "residual_multiplier", 1.0)),
+        "logit_scale": 1.0 / float(getattr(config, "logits_scaling", 1.0)),
+        "logit_cap": float(getattr(config, "final_logit_softcapping", None) or 0.0),
+    }
+
+
+_ACTIVATION_NAMES = ("act_fn", "activation_fn", "act")
+
+
+def _activation(function: Any) -> int:
+    x = torch.linspace(-6, 6, 97)
+    known = {
+        "silu": F.silu(x),
+        "gelu_tanh": F.gelu(x, approximate="tanh"),
+        "gelu": F.gelu(x),
+        "relu": F.relu(x),
+        "relu2": F.relu(x) ** 2,
+    }
+    given = function(x)
+    for index, name in enumerate(ACTIVATIONS):
+        if float((given - known[name]).abs().max()) < 1e-5:
+            return index
+    raise Unsupported(f"{type(function).__name__} is no activation it knows")
+
+
+def _eps(norm: Any) -> float:
+    found = getattr(norm, "eps", None)
+    return float(norm.variance_epsilon if found is None else found)
+
+
+def norm_kind(norm: Any) -> int:
+    """Found out by trying. Raises Unsupported."""
+    return _norm_parameters(norm)[0]
+
+
+def norm_vectors(norm: Any) -> torch.Tensor:
+    """Weights, then biases, float32."""
+    return torch.cat(_norm_parameters(norm)[1:])
+
+
+def _norm_parameters(norm: Any) -> tuple[int, torch.Tensor, torch.Tensor]:
+    single = copy.deepcopy(norm).float()
+    weight = single.weight.detach()
+    bias = getattr(single, "bias", None)
+    bias = torch.zeros_like(weight) if bias is None else bias.detach()
+    x = torch.linspace(-1, 3, weight.numel())[torch.randperm(weight.numel(), generator=torch.Generator())]
+    expected = single(x).detach()
+    square = x / (x.square().mean() + _eps(norm)).sqrt()
+    centred = F.layer_norm(x, x.shape, eps=_eps(norm))
+    for kind, scaled, factor in (
+        (RMS_NORM, square, weight),
+        (RMS_NORM, square, 1 + weight),
+        (LAYER_NORM, centred, weight),
+    ):
+        if torch.allclose(scaled * factor + bias, expected, atol=1e-5, rtol=1e-4):
+            return kind, factor, bias
+    raise Unsupported(f"{type(norm).__name__} is no norm it knows")

@@ -1,0 +1,262 @@
+"""Runs a transformers decoder as one compiled pass; what that cannot do, the module itself still does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hasten.models.attention import Visible
+from hasten.models.compiled import step
+from hasten.models.compiled.blueprint import Blueprint, Matrix, Unsupported, norm_vectors, read_blueprint
+from hasten.models.compiled.products import LANES, MAX_ROWS, PANEL
+from hasten.models.compiled.attention import GROUP
+from hasten.models.compiled.step import NONE
+from hasten.models.compiled.team import team
+from hasten.models.compiled.tiles import DTYPES, TiledEmbedding, TiledLinear, Tiles, num_tiles
+from hasten.models.forward import Forward
+
+
+@dataclass(frozen=True, slots=True)
+class VisibleSlots:
+    """What CompiledForward takes for a mask: bool [kinds, batch, tokens, slots]."""
+
+    slots: NDArray[np.bool_]
+
+
+class CompiledForward(Forward):
+    """Passes over a SlotCache run compiled; all others run the modules, which read the same weights."""
+
+    def __init__(self, model: Any, plan: CompiledModel) -> None:
+        super().__init__(model)
+        self._plan = plan
+
+    def mask(self, visible: dict[str, Visible]) -> VisibleSlots:
+        return VisibleSlots(np.stack([*visible.values()]))
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        token_ids: NDArray[np.int64],
+        position_ids: NDArray[np.int64] | None,
+        attention_mask: Any,
+        cache: Any | None,
+        logits_to_keep: int = 0,
+    ) -> torch.Tensor:
+        if not isinstance(attention_mask, VisibleSlots):
+            return super().__call__(token_ids, position_ids, attention_mask, cache, logits_to_keep)
+        assert position_ids is not None
+        return self._plan.run(token_ids, position_ids, attention_mask.slots, cache, logits_to_keep)
+
+
+class CompiledModel:
+    """The weights of a model as tiles, and its pass.
+
+    Takes the linear layers of ``model`` over: afterwards they read the tiles.
+    """
+
+    def __init__(self, model: Any, blueprint: Blueprint) -> None:
+        self._dtype: torch.dtype = model.dtype
+        self._vocab_size = blueprint.head.layers[0].out_features
+        self._rotary = blueprint.rotary
+        self._angle_kinds = list(
+            dict.fromkeys(one.angle_kind for one in blueprint.layers if one.angle_kind is not None)
+        )
+        self._angles = self._read_angles(0, 1)
+        self._vectors: list[torch.Tensor] = []
+        self._num_vector_values = 0
+        self._tiles = Tiles(_num_values(blueprint), model.dtype)
+        self._model = self._take_over(blueprint)
+        self._scratch: tuple[tuple[int, ...], step.Scratch] | None = None
+
+    def _take_over(self, blueprint: Blueprint) -> step.Model:
+        matrices, norms, kinds = [], [], []
+        for layer in blueprint.layers:
+            matrices.append([self._add(matrix) for matrix in layer.matrices])
+            norms.append([NONE if norm is None else self._add_vector(norm_vectors(norm)) for norm in layer.norms])
+            angle = NONE if layer.angle_kind is None else self._angle_kinds.index(layer.angle_kind)
+            kinds.append([layer.mask_kind, angle])
+        parent, name = blueprint.embedding
+        embeddings = np.empty(0, DTYPES[self._dtype])
+        if not blueprint.is_tied:
+            embeddings = _as_numpy(getattr(parent, name).weight.detach().reshape(-1))
+        last_norm = self._add_vector(norm_vectors(blueprint.last_norm))
+        head = self._add(blueprint.head)
+        if blueprint.is_tied:
+            setattr(parent, name, TiledEmbedding(getattr(blueprint.head.parent, blueprint.head.names[0])))
+        sizes = {key: np.float32(v) if isinstance(v, float) else v for key, v in blueprint.sizes.items()}
+        return step.Model(
+            weights=self._tiles.values,
+            matrices=np.array(matrices, np.int64),
+            vectors=torch.cat([*self._vectors, torch.zeros(LANES)]).numpy(),
+            norms=np.array(norms, np.int64),
+            last_norm=last_norm,
+            head=np.array(head, np.int64),
+            embeddings=embeddings,
+            layers=np.array(kinds, np.int64),
+            rotary_size=self._angles.shape[2],
+            **sizes,
+        )
+
+    def _add(self, matrix: Matrix) -> list[int]:
+        """Move a matrix into the tiles; its place, its number of tiles, the place of its bias."""
+        layers = matrix.layers
+        rows = torch.cat([one.weight.detach() for one in layers]) if len(layers) > 1 else layers[0].weight.detach()
+        biases = [one.bias for one in layers]
+        rows = rows if matrix.order is None else rows[matrix.order]
+        at = self._tiles.add(*rows.chunk(matrix.turns))
+        outputs, inner = rows.shape
+        bias = NONE
+        if any(one is not None for one in biases):
+            values = torch.cat(
+                [
+                    torch.zeros(layer.out_features) if one is None else one.detach().float()
+                    for layer, one in zip(layers, biases, strict=True)
+                ]
+            )
+            values = values if matrix.order is None else values[matrix.order]
+            if matrix.turns > 1:
+                values = values.view(matrix.turns, -1, LANES).transpose(0, 1).reshape(-1)
+            bias = self._add_vector(torch.cat((values, torch.zeros(-outputs % LANES))))
+        self._replace(matrix, at, inner)
+        return [at, matrix.turns * num_tiles(outputs // matrix.turns), bias]
+
+    def _replace(self, matrix: Matrix, at: int, inner: int) -> None:
+        """Put modules into the model that read the tiles."""
+        layers = matrix.layers
+        for turn, (name, layer) in enumerate(zip(matrix.names, layers, strict=True)):
+            outputs, order, place = layer.out_features, None, (1, 0)
+            if matrix.order is not None:
+                order = matrix.order.argsort()
+            elif len(layers) > 1 and matrix.turns > 1:
+                place = (matrix.turns, turn)
+            elif matrix.turns > 1:
+                order = torch.arange(outputs).view(matrix.turns, -1, LANES).transpose(0, 1).reshape(-1).argsort()
+            tiled = TiledLinear(self._tiles, at, outputs, inner, layer.bias, *place, order=order)
+            setattr(matrix.parent, name, tiled)
+            if matrix.turns == 1:
+                at += outputs * inner
+
+    def _add_vector(self, values: torch.Tensor) -> int:
+        at = self._num_vector_values
+        self._vectors.append(values.float())
+        self._num_vector_values += len(values)
+        return at
+
+    def _read_angles(self, start: int, stop: int) -> NDArray[np.float32]:
+        """[kinds, positions, rotary channels]: the cosines of one half of the channels, then the sines."""
+        positions = torch.arange(start, stop)[None]
+        kinds = []
+        for kind in self._angle_kinds or [""]:
+            arguments = {"layer_type": kind} if kind else {}
+            cosines, sines = self._rotary(torch.zeros(1), positions, **arguments)
+            half = cosines.shape[-1] // 2
+            for one in (cosines, sines):
+                if not torch.equal(one[..., :half], one[..., half:]):
+                    raise Unsupported("its rotary positions pair neighbours, not halves")
+            kinds.append(torch.cat((cosines[0, :, :half], sines[0, :, :half]), -1).float())
+        return torch.stack(kinds).numpy()
+
+    def run(
+        self,
+        token_ids: NDArray[np.int64],
+        position_ids: NDArray[np.int64],
+        visible: NDArray[np.bool_],
+        cache: Any,
+        logits_to_keep: int,
+    ) -> torch.Tensor:
+        """Logits float32 [batch, tokens, vocab], those of padding are 0; of the last tokens if so asked."""
+        batch, width = token_ids.shape
+        kinds, num_slots = len(visible), visible.shape[3]
+        rows = np.flatnonzero(visible[0].any(axis=2).reshape(-1))  # padding sees nothing
+        last = width if not logits_to_keep else logits_to_keep
+        wanted = np.flatnonzero(rows % width >= width - last)
+        positions = position_ids.reshape(-1)[rows]
+        if self._angles.shape[1] <= int(positions.max()):
+            more = self._read_angles(self._angles.shape[1], max(int(positions.max()) + 1, self._angles.shape[1] + 512))
+            self._angles = np.concatenate((self._angles, more), axis=1)
+        first_slot, addresses = self._make_room(cache, batch, width)
+        scratch = self._scratch_for(len(rows), len(wanted), num_slots)
+        workers = team()
+        call = step.Call(
+            token_ids=token_ids.reshape(-1)[rows],
+            positions=positions,
+            slots=first_slot + rows % width,
+            starts=np.searchsorted(rows, width * np.arange(batch + 1)).astype(np.int64),
+            visible=np.ascontiguousarray(visible.reshape(kinds, -1, num_slots)[:, rows]).view(np.uint8),
+            num_slots=num_slots,
+            wanted=wanted,
+            caches=addresses,
+            angles=self._angles,
+            meeting=int(scratch.meetings[0]) // workers.num_threads + 1,
+        )
+        workers.run(step.run, self._model, call, scratch)
+        found = torch.from_numpy(scratch.logits).view(-1, int(self._model.head[1]) * LANES)
+        found = found[: len(wanted), : self._vocab_size]
+        if len(wanted) == batch * last:
+            return found.clone().view(batch, last, -1)  # the scratch is used again
+        logits = found.new_zeros(batch * width, self._vocab_size)
+        logits[torch.from_numpy(rows[wanted])] = found
+        return logits.view(batch, width, -1)[:, width - last :]
+
+    def _make_room(self, cache: Any, batch: int, count: int) -> tuple[int, NDArray[np.int64]]:
+        """(the first new slot, what step.Call calls caches)"""
+        sizes = self._model
+        heads, channels = sizes.num_kv_heads, sizes.head_size
+        first, addresses = 0, []
+        for index in range(len(sizes.layers)):
+            layer = cache.layer(index)
+            if not layer.is_initialized:
+                layer.allocate(batch, heads, channels, channels, dtype=self._dtype, device="cpu")
+            first = layer.reserve_slots(count)
+            buffers = layer.key_buffer, layer.value_buffer
+            addresses.append([*(buffer.data_ptr() for buffer in buffers), buffers[0].shape[2]])
+        return first, np.array(addresses, np.int64)
+
+    def _scratch_for(self, num_rows: int, num_wanted: int, num_slots: int) -> step.Scratch:
+        model, kind = self._model, self._tiles.values.dtype
+        threads = torch.get_num_threads()
+        rows, wanted = (-(-count // 64) * 64 for count in (num_rows, num_wanted))
+        slots = -(-num_slots // 256) * 256
+        sizes = (threads, rows, wanted, slots)
+        if self._scratch is not None and self._scratch[0] == sizes:
+            return self._scratch[1]
+        padded = -(-model.head_size // LANES) * LANES
+        widest = LANES * int(model.matrices[:, :, 1].max())
+        heads = model.num_heads * model.head_size
+        tile = PANEL * LANES * model.head_size
+        padding = slots * padded if padded != model.head_size else 0
+        scratch = step.Scratch(
+            residual=np.empty(rows * model.hidden_size, np.float32),
+            wide=np.empty(rows * widest, np.float32),
+            x=np.zeros(rows * max(model.hidden_size, heads), kind),
+            x_mlp=np.zeros(rows * model.hidden_size, kind),
+            x_inner=np.zeros(rows * model.inner_size, kind),
+            logits=np.empty(wanted * int(model.head[1]) * LANES, np.float32),
+            own_row=np.empty((threads, max(model.hidden_size, heads)), np.float32),
+            own_queries=np.empty((threads, GROUP * model.head_size), kind),
+            own_tile=np.empty((threads, tile), kind),
+            own_scores=np.empty((threads, GROUP * slots), np.float32),
+            own_values=np.empty((threads, MAX_ROWS * (padded + LANES)), np.float32),
+            own_padding=np.empty((threads, padding), np.float32),
+            ones=np.ones(LANES, np.float32),
+            meetings=np.zeros(1, np.int64),
+        )
+        self._scratch = sizes, scratch
+        return scratch
+
+
+def _num_values(blueprint: Blueprint) -> int:
+    total = 0
+    for matrix in (*(one for layer in blueprint.layers for one in layer.matrices), blueprint.head):
+        layers = matrix.layers
+        outputs = sum(layer.out_features for layer in layers)
+        total += matrix.turns * num_tiles(outputs // matrix.turns) * LANES * layers[0].in_features
+    return total
+
+
+def _as_numpy(tensor: torch.Tensor) -> NDArray[Any]:
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()

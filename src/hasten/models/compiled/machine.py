@@ -1,0 +1,173 @@
+"""What numba has no words for: memory at an address, bits of a float, threads that wait for each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.binding as llvm
+import numba
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+
+_IS_X86 = "x86" in llvm.get_process_triple()
+
+
+@intrinsic
+def stay_apart(typing: Any) -> Any:
+    """The function that says this is compiled once and called, instead of again inside every caller."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def as_pointer(typing: Any, address: Any) -> Any:
+    """An address as a pointer, for numba.carray."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.intp), generate
+
+
+@intrinsic
+def float_of_bits(typing: Any, bits: Any) -> Any:
+    """The float32 with these bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.uint32), generate
+
+
+@intrinsic
+def bits_of_float(typing: Any, value: Any) -> Any:
+    """The bits of a float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.uint32(types.float32), generate
+
+
+def read(array, place):  # type: ignore[no-untyped-def]
+    """A value as float32; uint16 stands for bfloat16."""
+    raise TypeError("for compiled code only")
+
+
+def write(array, place, value):  # type: ignore[no-untyped-def]
+    """Store a float32, rounded to nearest even where the array holds bfloat16."""
+    raise TypeError("for compiled code only")
+
+
+@overload(read, inline="always")
+def _read(array, place):  # type: ignore[no-untyped-def]
+    if array.dtype == types.uint16:
+        return lambda array, place: float_of_bits(numba.uint32(array[place]) << numba.uint32(16))
+    return lambda array, place: array[place]
+
+
+@overload(write, inline="always")
+def _write(array, place, value):  # type: ignore[no-untyped-def]
+    if array.dtype == types.uint16:
+
+        def rounded(array, place, value):  # type: ignore[no-untyped-def]
+            bits = bits_of_float(numba.float32(value))
+            odd = (bits >> numba.uint32(16)) & numba.uint32(1)
+            array[place] = numba.uint16((bits + numba.uint32(0x7FFF) + odd) >> numba.uint32(16))
+
+        return rounded
+
+    def plain(array, place, value):  # type: ignore[no-untyped-def]
+        array[place] = value
+
+    return plain
+
+
+@intrinsic
+def _arrive(typing: Any, counter: Any) -> Any:
+    """Add 1 to counter[0] for all threads to see."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        builder.atomic_rmw("add", place, ir.IntType(64)(1), "seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(counter), generate
+
+
+@intrinsic
+def _arrived(typing: Any, counter: Any) -> Any:
+    """counter[0] as it is now."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        if _IS_X86:
+            pause = cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(ir.VoidType(), []), "llvm.x86.sse2.pause"
+            )
+            builder.call(pause, [])
+        return builder.load_atomic(place, "seq_cst", 8)
+
+    return types.int64(counter), generate
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def meet(counter, num_threads, meeting):  # type: ignore[no-untyped-def]
+    """Wait until all threads have come to the meeting of this number; returns the next number.
+
+    ``counter`` starts at 0, meetings at 1, and neither ever goes back.
+
+    Spinning: meetings are a few microseconds apart, and a thread that sleeps would wake too late.
+    """
+    if num_threads > 1:
+        _arrive(counter)
+        while _arrived(counter) < meeting * num_threads:
+            pass
+    return meeting + 1
+
+
+_VECTOR = ir.VectorType(ir.IntType(32), 16)
+
+
+@intrinsic
+def transpose_16(typing: Any, source: Any, start: Any, stride: Any, target: Any, at: Any) -> Any:
+    """target[at + 16 c + r] = source[start + stride r + c] for 16 rows and 16 columns of 32 bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word = ir.IntType(32).as_pointer()
+        _, start, stride, _, at = arguments
+        data = [
+            builder.bitcast(context.make_array(signature.args[i])(context, builder, arguments[i]).data, word)
+            for i in (0, 3)
+        ]
+        first = builder.gep(data[0], [start])
+        rows = [
+            builder.load(
+                builder.bitcast(
+                    builder.gep(first, [builder.mul(stride, ir.IntType(64)(row))]), _VECTOR.as_pointer()
+                ),
+                align=4,
+            )
+            for row in range(16)
+        ]
+        for _round in range(4):  # each round interleaves the first half of the rows with the second
+            rows = [
+                builder.shuffle_vector(rows[row // 2], rows[row // 2 + 8], ir.Constant(_VECTOR, _ZIP[row % 2]))
+                for row in range(16)
+            ]
+        for column, values in enumerate(rows):
+            place = builder.gep(data[1], [builder.add(at, ir.IntType(64)(16 * column))])
+            builder.store(values, builder.bitcast(place, _VECTOR.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    integer = types.intp
+    return types.void(source, integer, integer, target, integer), generate
+
+
+_ZIP = [[half * 8 + lane // 2 + 16 * (lane % 2) for lane in range(16)] for half in (0, 1)]

@@ -1,0 +1,232 @@
+"""Products of few rows with a wide matrix on one CPU core, written in LLVM's vector language.
+
+A pass over a draft tree multiplies 1 to 64 rows by every weight of the model. General matrix libraries give
+away half of the memory's speed at that size. Here a block of rows and a few columns of 16 outputs stay in
+vector registers while the weights stream by once, in the order in which they lie in memory.
+
+Every output is summed over the inner dimension in one fixed order, whatever rows are computed beside it: the
+same row has the same bits in a pass of one row and in a pass of hundreds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+LANES = 16
+"""Outputs a vector holds: one tile of columns."""
+
+_FEATURES = llvm.get_host_cpu_features()
+HAS_BF16_DOT = bool(_FEATURES.get("avx512bf16", False))
+"""Whether the CPU multiplies pairs of bfloat16 by itself."""
+MAX_ROWS, PANEL = (8, 3) if _FEATURES.get("avx512f", False) else (4, 1)
+"""Rows of a block and tiles side by side: as many sums as there are vector registers, less a few."""
+
+ROW_COUNTS = tuple(rows for rows in (1, 2, 4, 8) if rows <= MAX_ROWS)
+"""Sizes of a block; a smaller rest is rounded up."""
+
+_I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+_FLOAT = ir.FloatType()
+_FLOATS = ir.VectorType(_FLOAT, LANES)
+_INTS = ir.VectorType(_I32, LANES)
+
+Layout = Literal["packed", "rows"]
+_Builder = Any
+_Value = Any
+
+
+class _BFloat(ir.types.Type):
+    """LLVM's bfloat, which llvmlite has no name for."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat)
+
+
+_BFLOATS = ir.VectorType(_BFloat(), 2 * LANES)
+
+
+def tile_product(rows: int, tiles: int, layout: Layout) -> Any:
+    """An intrinsic ``(x, x_at, x_stride, w, w_at, w_tile, w_unit, units, out, out_at, out_stride)``.
+
+    out[r, 16 t + lane] = sum over units of x[r] * w[t, lane], from 0; all places and strides in elements.
+
+    Args:
+        rows: of x. With the layout "packed" they are interleaved: unit after unit, the rows of each side by
+            side; with "rows" they lie ``x_stride`` apart.
+        tiles: of w, ``w_tile`` apart, their units ``w_unit`` apart. A unit has 16 lanes. uint16 stands for
+            bfloat16: of packed x and w a unit is then a pair of neighbours of the inner dimension; in "rows"
+            x is float32.
+    """
+
+    @intrinsic
+    def product(  # type: ignore[no-untyped-def]
+        typing, x, x_at, x_stride, w, w_at, w_tile, w_unit, units, out, out_at, out_stride
+    ):
+        index = types.intp
+        signature = types.void(x, index, index, w, index, index, index, index, out, index, index)
+
+        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            def pointer(place: int, element: Any) -> Any:
+                array = context.make_array(signature.args[place])(context, builder, arguments[place])
+                return builder.bitcast(array.data, element.as_pointer())
+
+            builder.function.attributes.add("noinline")  # else each caller is optimised with it anew
+            _, x_at, x_stride, _, w_at, w_tile, w_unit, units, _, out_at, out_stride = arguments
+            x_type, w_type = (_I16 if signature.args[i].dtype == types.uint16 else _FLOAT for i in (0, 3))
+            first_x = builder.gep(pointer(0, x_type), [x_at])
+            first_w = builder.gep(pointer(3, w_type), [w_at])
+            read_w, multiply = _kernel(w_type, layout)
+            values_a_unit = 2 if w_type is _I16 and layout == "packed" else 1
+            x_rows, x_unit = _x_places(builder, first_x, x_stride, rows, layout, values_a_unit)
+            looks_ahead = layout == "packed" and rows == MAX_ROWS and tiles == PANEL
+            w_tiles = [builder.gep(first_w, [builder.mul(w_tile, _I64(tile))]) for tile in range(tiles)]
+
+            def step(unit: _Value, sums: list[list[_Value]]) -> list[list[_Value]]:
+                at = builder.mul(unit, w_unit)
+                weights = [read_w(builder, builder.gep(start, [at])) for start in w_tiles]
+                if looks_ahead:  # other blocks compute with this panel while the next one is on its way
+                    ahead = builder.add(at, builder.mul(w_tile, _I64(tiles)))
+                    for start in w_tiles:
+                        _prefetch(builder, builder.gep(start, [ahead]))
+                x_place = builder.mul(unit, _I64(x_unit))
+                places = [builder.gep(start, [x_place]) for start in x_rows]
+                return [
+                    [multiply(builder, *one, place) for one in zip(of_row, weights, strict=True)]
+                    for of_row, place in zip(sums, places, strict=True)
+                ]
+
+            sums = _loop(builder, units, rows, tiles, step)
+            target = builder.gep(pointer(8, _FLOAT), [out_at])
+            for row, of_row in enumerate(sums):
+                start = builder.gep(target, [builder.mul(out_stride, _I64(row))])
+                for tile, total in enumerate(of_row):
+                    place = builder.gep(start, [_I64(LANES * tile)])
+                    builder.store(total, builder.bitcast(place, _FLOATS.as_pointer()), align=4)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return product
+
+
+def _x_places(
+    builder: _Builder, first: _Value, stride: _Value, rows: int, layout: Layout, values: int
+) -> tuple[list[_Value], int]:
+    """Where each row of x begins, and how many elements its units lie apart."""
+    if layout == "rows":
+        return [builder.gep(first, [builder.mul(stride, _I64(row))]) for row in range(rows)], 1
+    return [builder.gep(first, [_I64(values * row)]) for row in range(rows)], values * rows
+
+
+def _kernel(w_type: Any, layout: Layout) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    if w_type is _FLOAT:
+        return _read_floats, _multiply
+    if layout == "rows":
+        return _read_halves, _multiply
+    return _read_pairs, (_dot_pairs if HAS_BF16_DOT else _multiply_pairs)
+
+
+def _loop(
+    builder: _Builder,
+    count: _Value,
+    rows: int,
+    tiles: int,
+    step: Callable[[_Value, list[list[_Value]]], list[list[_Value]]],
+) -> list[list[_Value]]:
+    """``count`` steps (at least one) over sums that live in registers."""
+    before, body = builder.block, builder.append_basic_block("units")
+    after = builder.append_basic_block("done")
+    builder.branch(body)
+    builder.position_at_end(body)
+    unit = builder.phi(_I64)
+    sums = [[builder.phi(_FLOATS) for _ in range(tiles)] for _ in range(rows)]
+    following = step(unit, [list(row) for row in sums])
+    last = builder.block
+    next_unit = builder.add(unit, _I64(1))
+    unit.add_incoming(_I64(0), before)
+    unit.add_incoming(next_unit, last)
+    for of_row, new in zip(sums, following, strict=True):
+        for total, value in zip(of_row, new, strict=True):
+            total.add_incoming(ir.Constant(_FLOATS, [0.0] * LANES), before)
+            total.add_incoming(value, last)
+    builder.cbranch(builder.icmp_signed("<", next_unit, count), body, after)
+    builder.position_at_end(after)
+    return following
+
+
+def _read_floats(builder: _Builder, place: _Value) -> _Value:
+    return builder.load(builder.bitcast(place, _FLOATS.as_pointer()), align=4)
+
+
+def _read_pairs(builder: _Builder, place: _Value) -> _Value:
+    return builder.load(builder.bitcast(place, _INTS.as_pointer()), align=4)
+
+
+def _read_halves(builder: _Builder, place: _Value) -> _Value:
+    halves = builder.load(builder.bitcast(place, ir.VectorType(_I16, LANES).as_pointer()), align=2)
+    return _high_half(builder, builder.zext(halves, _INTS))
+
+
+def _high_half(builder: _Builder, low: _Value) -> _Value:
+    """bfloat16 is the upper half of a float32."""
+    return builder.bitcast(builder.shl(low, ir.Constant(_INTS, [16] * LANES)), _FLOATS)
+
+
+def _prefetch(builder: _Builder, place: _Value) -> None:
+    byte = ir.IntType(8).as_pointer()
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32]), "llvm.prefetch.p0"
+    )
+    builder.call(function, [builder.bitcast(place, byte), _I32(0), _I32(2), _I32(1)])  # to be read, near, data
+
+
+def _multiply(builder: _Builder, total: _Value, weights: _Value, place: _Value) -> _Value:
+    return _fma(builder, _broadcast(builder, builder.load(place, align=4)), weights, total)
+
+
+def _dot_pairs(builder: _Builder, total: _Value, weights: _Value, place: _Value) -> _Value:
+    dot = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(_FLOATS, [_FLOATS, _BFLOATS, _BFLOATS]),
+        "llvm.x86.avx512bf16.dpbf16ps.512",
+    )
+    pair = builder.bitcast(_broadcast(builder, _load_pair(builder, place)), _BFLOATS)
+    return builder.call(dot, [total, pair, builder.bitcast(weights, _BFLOATS)])
+
+
+def _multiply_pairs(builder: _Builder, total: _Value, weights: _Value, place: _Value) -> _Value:
+    """The same sum on a CPU without that instruction."""
+    pair = _broadcast(builder, _load_pair(builder, place))
+    total = _fma(builder, _high_half(builder, pair), _high_half(builder, weights), total)
+    upper = ir.Constant(_INTS, [-0x10000] * LANES)
+    x, w = (builder.bitcast(builder.and_(value, upper), _FLOATS) for value in (pair, weights))
+    return _fma(builder, x, w, total)
+
+
+def _load_pair(builder: _Builder, place: _Value) -> _Value:
+    return builder.load(builder.bitcast(place, _I32.as_pointer()), align=2)
+
+
+def _fma(builder: _Builder, x: _Value, w: _Value, total: _Value) -> _Value:
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(_FLOATS, [_FLOATS] * 3), f"llvm.fma.v{LANES}f32"
+    )
+    return builder.call(function, [x, w, total])
+
+
+def _broadcast(builder: _Builder, value: _Value) -> _Value:
+    vector = ir.VectorType(value.type, LANES)
+    single = builder.insert_element(ir.Constant(vector, ir.Undefined), value, _I32(0))
+    return builder.shuffle_vector(single, ir.Constant(vector, ir.Undefined), ir.Constant(_INTS, [0] * LANES))

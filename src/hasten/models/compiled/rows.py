@@ -1,0 +1,158 @@
+"""What happens to a row of activations between two matrices: norm, rotation, activation, softmax.
+
+Everything is computed in float32. Rows that are multiplied next are *packed*: the rows of a block lie side by
+side, as products.py wants them.
+"""
+
+# ruff: noqa: PLR0917
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+
+from hasten.models.compiled.machine import float_of_bits, stay_apart, write
+from hasten.models.compiled.products import LANES, MAX_ROWS
+
+RMS_NORM, LAYER_NORM = 0, 1
+ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu", "relu2")
+SILU, GELU_TANH, GELU, RELU, _ = range(len(ACTIVATIONS))
+
+_F = np.float32
+_LOG2_E, _MAGIC = _F(1.4426950408889634), _F(12582912.0)  # adding the second rounds to a whole number
+_LN2_HIGH, _LN2_LOW = _F(0.693359375), _F(-2.12194440e-4)
+_LEAST = _F(-87.0)
+HIDDEN = _F(-3e38)
+"""The score of a slot that a row may not see; its weight is exactly 0."""
+
+_inline = numba.njit(nogil=True, error_model="numpy", inline="always")
+# Sums over a row may be reordered for vectors: every row goes through the same code, whatever lies beside it.
+_sums = numba.njit(nogil=True, error_model="numpy", fastmath={"reassoc", "nsz"})
+
+
+@_inline
+def exp(x):  # type: ignore[no-untyped-def]
+    """e**x for x <= 88 to about 2e-7, 0 below -87; no branches, so loops over it become vectors."""
+    bounded = max(x, _LEAST)
+    power = (bounded * _LOG2_E + _MAGIC) - _MAGIC
+    rest = bounded - power * _LN2_HIGH - power * _LN2_LOW
+    value = _F(1.3981999507e-3) + rest * _F(1.9875691500e-4)
+    value = _F(8.3334519073e-3) + rest * value
+    value = _F(4.1665795894e-2) + rest * value
+    value = _F(1.6666665459e-1) + rest * value
+    value = _F(5.0000001201e-1) + rest * value
+    value = _F(1.0) + rest + rest * rest * value
+    scale = float_of_bits(numba.uint32((numba.int32(power) + numba.int32(127)) << numba.int32(23)))
+    return value * scale if x > _LEAST else _F(0.0)
+
+
+@_inline
+def tanh(x):  # type: ignore[no-untyped-def]
+    bounded = min(max(x, _F(-15.0)), _F(15.0))
+    return _F(1.0) - _F(2.0) / (exp(_F(2.0) * bounded) + _F(1.0))
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def block_rows(block, num_rows):  # type: ignore[no-untyped-def]
+    """Rows of a block with its padding: the last one is rounded up to a power of two."""
+    rest = num_rows - block * MAX_ROWS
+    rows = 1
+    while rows < rest and rows < MAX_ROWS:
+        rows *= 2
+    return rows
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def packed_start(x, row, num_rows, size):  # type: ignore[no-untyped-def]
+    """(place of the first value of a row of ``size`` values, distance of its units) in packed ``x``."""
+    block = row // MAX_ROWS
+    rows = block_rows(block, num_rows)
+    width = 4 // x.itemsize  # values in a unit
+    return block * MAX_ROWS * size + (row % MAX_ROWS) * width, rows * width
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def pack(values, at, count, x, start, distance):  # type: ignore[no-untyped-def]
+    """Write ``count`` values (even) into packed ``x``, from a place that packed_start gave."""
+    stay_apart()
+    row, target = values[at : at + count], x[start:]
+    if x.itemsize == 2:
+        for pair in range(count // 2):
+            write(target, pair * distance, row[2 * pair])
+            write(target, pair * distance + 1, row[2 * pair + 1])
+    else:
+        for place in range(count):
+            write(target, place * distance, row[place])
+
+
+@_sums
+def norm(kind, values, at, size, vectors, weight, eps, out, out_at):  # type: ignore[no-untyped-def]
+    """RMSNorm or LayerNorm of a row; ``vectors`` holds the weights, then the biases."""
+    stay_apart()
+    row, result = values[at : at + size], out[out_at : out_at + size]
+    weights, biases = vectors[weight : weight + size], vectors[weight + size : weight + 2 * size]
+    mean = _F(0.0)
+    if kind == LAYER_NORM:
+        for place in range(size):
+            mean += row[place]
+        mean /= _F(size)
+    square = _F(0.0)
+    for place in range(size):
+        difference = row[place] - mean
+        square += difference * difference
+    factor = _F(1.0) / np.sqrt(square / _F(size) + eps)
+    for place in range(size):
+        result[place] = (row[place] - mean) * factor * weights[place] + biases[place]
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def rotate(values, at, size, angles):  # type: ignore[no-untyped-def]
+    """Rotary positions: ``size`` channels in two halves; ``angles`` holds their cosines, then the sines."""
+    stay_apart()
+    half = size // 2
+    one, two = values[at : at + half], values[at + half : at + size]
+    cosines, sines = angles[:half], angles[half:size]
+    for place in range(half):
+        first, second = one[place], two[place]
+        one[place] = first * cosines[place] - second * sines[place]
+        two[place] = second * cosines[place] + first * sines[place]
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def activate(kind, values):  # type: ignore[no-untyped-def]
+    """In place, a tile of 16 values; one loop a kind, so that each becomes a vector."""
+    stay_apart()
+    if kind == SILU:
+        for lane in range(LANES):
+            values[lane] /= _F(1.0) + exp(-values[lane])
+    elif kind == GELU_TANH:
+        for lane in range(LANES):
+            x = values[lane]
+            inner = _F(0.7978845608028654) * (x + _F(0.044715) * x * x * x)
+            values[lane] = _F(0.5) * x * (_F(1.0) + tanh(inner))
+    elif kind == GELU:
+        for lane in range(LANES):
+            x = values[lane]
+            values[lane] = _F(0.5 * x * (1.0 + math.erf(x * 0.7071067811865476)))
+    else:
+        for lane in range(LANES):
+            positive = max(values[lane], _F(0.0))
+            values[lane] = positive if kind == RELU else positive * positive
+
+
+@numba.njit(nogil=True, error_model="numpy", fastmath={"nnan", "nsz"})
+def softmax_weights(scores, at, count, visible, softcap):  # type: ignore[no-untyped-def]
+    """Turn a row of scores into e**(score - largest), 0 where hidden; the sum is the caller's."""
+    stay_apart()
+    row = scores[at : at + count]
+    if softcap > 0:
+        for slot in range(count):
+            row[slot] = softcap * tanh(row[slot] / softcap)
+    largest = HIDDEN
+    for slot in range(count):
+        score = row[slot] if visible[slot] else HIDDEN
+        row[slot] = score
+        largest = max(largest, score)
+    for slot in range(count):
+        row[slot] = exp(row[slot] - largest)

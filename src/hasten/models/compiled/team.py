@@ -1,0 +1,48 @@
+"""Threads that run compiled functions side by side and sleep in between."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+Task = Callable[[], Any]
+
+
+class Team:
+    """``run(function, *arguments)`` calls function(thread, num_threads, *arguments) in every thread at once.
+
+    The functions wait for each other by themselves (machine.meet): all threads have to come.
+    """
+
+    def __init__(self, num_threads: int) -> None:
+        self.num_threads = num_threads
+        self._tasks: list[queue.SimpleQueue[Task]] = [queue.SimpleQueue() for _ in range(1, num_threads)]
+        for number, tasks in enumerate(self._tasks, 1):
+            threading.Thread(target=_work, args=(tasks,), daemon=True, name=f"hasten-{number}").start()
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> None:
+        for thread, tasks in enumerate(self._tasks, 1):
+            tasks.put(lambda thread=thread: function(thread, self.num_threads, *arguments))
+        function(0, self.num_threads, *arguments)
+
+
+def team() -> Team:
+    """As many threads as torch uses now."""
+    return _team(torch.get_num_threads(), os.getpid())
+
+
+@lru_cache(maxsize=None)
+def _team(num_threads: int, process: int) -> Team:
+    """Threads do not survive a fork, so each process has its own."""
+    return Team(num_threads)
+
+
+def _work(tasks: queue.SimpleQueue[Task]) -> None:
+    while True:
+        tasks.get()()

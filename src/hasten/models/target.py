@@ -1,0 +1,108 @@
+"""What the loop, the requests and the drafters need of a target, whichever library computes it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence as AbstractSequence
+
+import numpy as np
+import torch
+
+from hasten.core import Acceptance, Sequence
+from hasten.errors import PromptError
+from hasten.models.probe import ProbeResult
+from hasten.models.session import Session
+from hasten.tree import DraftTree
+
+
+class Target(ABC):
+    """A model whose text is promised."""
+
+    reads_source = False
+    """whether it writes about what an encoder read"""
+
+    @property
+    @abstractmethod
+    def architecture(self) -> str:
+        """What kind of model it is."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where its logits are."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """The type by which the rounding of its logits may be judged."""
+
+    @property
+    @abstractmethod
+    def max_length(self) -> int | None:
+        """Positions the model was built for, or None if it does not say."""
+
+    @property
+    @abstractmethod
+    def stop_token_ids(self) -> frozenset[int]:
+        """The model's own end-of-text tokens."""
+
+    @property
+    @abstractmethod
+    def probe(self) -> ProbeResult:
+        """What it can verify in one pass; found out once."""
+
+    @abstractmethod
+    def open(self, sequences: AbstractSequence[Sequence] = ()) -> Session:
+        """A session for one batch."""
+
+    @abstractmethod
+    def num_bytes(self) -> int:
+        """Memory of the weights."""
+
+    def check_prompt(self, token_ids: list[int]) -> None:
+        """Raises PromptError for token ids outside the vocabulary, or more than leave room for a new one."""
+        check_token_ids(token_ids, self.vocab_size)
+        limit = self.max_length
+        if limit is not None and len(token_ids) >= limit:
+            raise PromptError(
+                f"the prompt has {len(token_ids)} tokens, the context holds {limit}; shorten the prompt"
+            )
+
+    def synchronize(self) -> None:
+        """Wait for the device, so that clocks mean something."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def measure_cost(
+        self, rows: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64), context: int = 256, repeats: int = 5
+    ) -> dict[int, float]:
+        """Median milliseconds of one pass over 1 root and ``rows - 1`` draft nodes after a context."""
+        context = min(context, (self.max_length or context + max(rows)) - max(rows) - 1)
+        prompt = np.random.default_rng(0).integers(0, self.vocab_size, context).tolist()
+        session = self.open()
+        session.prefill([prompt])
+        times: dict[int, list[float]] = {}
+        for _ in range(repeats + 1):
+            for count in rows:
+                tree = session.fit(
+                    DraftTree.chain([1 + node % (self.vocab_size - 1) for node in range(count - 1)])
+                )
+                start = time.perf_counter()
+                session.forward([tree])
+                self.synchronize()
+                times.setdefault(len(tree) + 1, []).append(1000 * (time.perf_counter() - start))
+                session.keep([Acceptance([], [prompt[-1]])])
+        return {count: statistics.median(values[1:]) for count, values in times.items()}
+
+
+def check_token_ids(token_ids: list[int], vocab_size: int) -> None:
+    """Raises PromptError for the first one outside the vocabulary."""
+    wrong = next((token_id for token_id in token_ids if not 0 <= token_id < vocab_size), None)
+    if wrong is not None:
+        raise PromptError(f"token id {wrong} is outside the vocabulary of {vocab_size} tokens")
