@@ -18,9 +18,9 @@ from hasten.errors import ConfigError, GenerationInterrupted, ModelError
 from hasten.models.causal_lm import require_torch
 from hasten.models.denoisers import is_denoiser
 from hasten.models.draft_lm import load_draft
+from hasten.models.forwards import FORWARDS, prepare
 from hasten.models.gguf_lm import is_gguf, load_gguf
 from hasten.models.loading import load_pretrained
-from hasten.models.packed import pack_linears
 from hasten.models.seq2seq_lm import target_of
 from hasten.models.superposed import Completion, NgramTables, complete
 from hasten.models.target import Target
@@ -31,8 +31,6 @@ from hasten.stopping import TextStream
 from hasten.verify import VERIFIERS, Verifier, find_verifier
 
 Trace = Callable[[Step], None]
-
-FORWARDS = ("auto", "stock", "packed")
 
 
 def load(
@@ -65,8 +63,9 @@ def load(
             folder or a hub id, loaded with this dtype and forward; a transformers model; or a DraftLM.
         draft_device: where the draft model runs; by default where this model does.
         draft_vocab: tokens that the draft may propose, a file of ``hasten train trim``.
-        forward: "stock" runs transformers' own layers, "packed" CPU-packed linear layers, "auto" packs where
-            a quick measurement says it pays. A transformers model given as an object is never changed.
+        forward: "stock" runs transformers' own layers; on the CPU, "packed" packs the linear ones, "compiled"
+            runs whole passes in compiled code, and "auto" measures which is fastest. A transformers model
+            given as an object is never changed.
         trust_remote_code: allow a hub repository to run its own code.
 
     Raises:
@@ -113,9 +112,8 @@ def _open_target(
         model, tokenizer = load_pretrained(
             os.fspath(model), dtype, device, trust_remote_code=trust_remote_code
         )
-        if forward != "stock":
-            pack_linears(model, always=forward == "packed")
-    elif dtype != "auto" or device is not None or forward != "auto":
+        return target_of(model, prepare(model, forward).forward), tokenizer
+    if dtype != "auto" or device is not None or forward != "auto":
         raise ConfigError(
             "dtype, device and forward go with a name or folder; convert a model object yourself"
         )

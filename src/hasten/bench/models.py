@@ -10,13 +10,13 @@ import torch
 
 from hasten.bench.shapes import embed_in_shape
 from hasten.drafters import Drafter
-from hasten.engine import FORWARDS, LanguageModel, load
+from hasten.engine import LanguageModel, load
 from hasten.errors import ConfigError
 from hasten.models.causal_lm import CausalLM
 from hasten.models.draft_lm import load_draft
+from hasten.models.forwards import FORWARDS, prepare
 from hasten.models.gguf_lm import GgufLM, is_gguf
 from hasten.models.loading import load_pretrained
-from hasten.models.packed import PackedLinear, pack_linears
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class OpenModel:
     language_model: LanguageModel
     num_parameters: int
     forward: str
-    """"stock" or "packed": which linear layers run; or "llama.cpp" """
+    """"stock", "packed" or "compiled": how its passes run; or "llama.cpp" """
     reason: str
     """why that forward was chosen"""
     startup_seconds: float = 0.0
@@ -62,9 +62,8 @@ def open_model(
         return OpenModel(name, None, loaded, num_parameters, "llama.cpp", "which runs GGUF files")
     model, tokenizer = load_stock(name, dtype=dtype, device=device, shape=shape)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    if forward != "stock":
-        pack_linears(model, always=forward == "packed")
-    target = CausalLM(model)
+    prepared = prepare(model, forward)
+    target = CausalLM(model, forward=prepared.forward)
     found = None
     if draft is not None:
         found = load_draft(
@@ -77,8 +76,9 @@ def open_model(
             draft_vocab=draft_vocab,
         )
     language_model = LanguageModel(target, tokenizer, drafter=drafter, index=index, draft=found)
-    chosen, reason = _explain_forward(model, target, forward)
-    return OpenModel(name, shape, language_model, num_parameters, chosen, reason)
+    return OpenModel(
+        name, shape, language_model, num_parameters, prepared.name, prepared.reason, prepared.seconds
+    )
 
 
 def _load_gguf(name: str, shape: str | None, **options: Any) -> tuple[LanguageModel, int]:
@@ -114,17 +114,3 @@ def shape_sentence(opened: OpenModel) -> str:
         f"{opened.shape.upper()} model ({opened.num_parameters / 1e6:.0f} million parameters with its small "
         "vocabulary), whose other weights change nothing: the same function at the bigger model's cost."
     )
-
-
-def _explain_forward(model: Any, target: CausalLM, asked: str) -> tuple[str, str]:
-    num_packed = sum(isinstance(module, PackedLinear) for module in model.modules())
-    if num_packed:
-        why = "as asked" if asked == "packed" else "measured when loading: many rows cost less that way"
-        return "packed", f"{num_packed} linear layers are laid out anew for the CPU ({why})"
-    if asked == "stock":
-        return "stock", "as asked"
-    if target.device.type != "cpu":
-        return "stock", f"packing is for the CPU, the model is on {target.device}"
-    if target.dtype not in (torch.float32, torch.bfloat16):
-        return "stock", f"packing needs float32 or bfloat16, the model is in {str(target.dtype)[6:]}"
-    return "stock", "measured when loading: packing does not pay for these layers here"

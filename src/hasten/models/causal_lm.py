@@ -26,16 +26,21 @@ class CausalLM(Target):
         mode: "auto" probes the model at first use; a mode's name skips the probe.
         shared_prefix: "auto" caches what all prompts of a batch begin with once, where trying shows that the
             model can; "off" never does.
+        forward: what runs its passes, as forwards.py prepared it; by default the model itself.
     """
 
     def __init__(
-        self, model: Any, mode: Mode | str = "auto", shared_prefix: Literal["auto", "off"] = "auto"
+        self,
+        model: Any,
+        mode: Mode | str = "auto",
+        shared_prefix: Literal["auto", "off"] = "auto",
+        forward: Forward | None = None,
     ) -> None:
         if mode not in ("auto", *SESSIONS):
             raise ConfigError(f"mode={mode!r} is unknown; choose auto, {', '.join(SESSIONS)}")
         if shared_prefix not in ("auto", "off"):
             raise ConfigError(f"shared_prefix={shared_prefix!r} is unknown; choose auto, off")
-        self.forward = self._forward_of(model.eval())
+        self.forward = forward or self._forward_of(model.eval())
         self._mode = mode
         self._shared_prefix = shared_prefix
 

@@ -18,8 +18,8 @@ import torch
 from hasten.errors import ConfigError, IncompatibleModels, ModelError
 from hasten.models.bundled_models import BUNDLED, bundled_path
 from hasten.models.causal_lm import CausalLM
+from hasten.models.forwards import prepare
 from hasten.models.loading import load_pretrained
-from hasten.models.packed import pack_linears
 from hasten.models.part_models import first_layers, num_layers_of, with_head_rows
 from hasten.models.target import Target
 from hasten.models.trimmed_vocabulary import TRIM_FILE, load_kept_ids
@@ -243,9 +243,10 @@ def load_draft(
     if draft_vocab is not None:
         kept_ids = load_kept_ids(draft_vocab, vocabulary_fingerprint(tokenizer, input_size(model)))
         found = trim_head(found, kept_ids.tolist())
-    if is_named and forward != "stock":
-        on_cpu = found.model.device.type == "cpu"
-        pack_linears(found.model.forward.model, always=forward == "packed" and on_cpu)
+    if is_named:
+        asked = forward if found.model.device.type == "cpu" else "stock"
+        prepared = prepare(found.model.forward.model, asked).forward
+        found.model.forward = prepared or found.model.forward
     return found
 
 

@@ -28,10 +28,13 @@ from hasten.models.target import check_token_ids
 _READABLE = ("input_ids", "input_features")
 
 
-def target_of(model: Any) -> CausalLM:
-    """The target for a transformers model: its config says which kind it is. Raises ModelError."""
+def target_of(model: Any, forward: Forward | None = None) -> CausalLM:
+    """The target for a transformers model: its config says which kind it is. Raises ModelError.
+
+    ``forward`` runs the passes of a causal model, where it is not the model itself.
+    """
     is_seq2seq = getattr(model.config, "is_encoder_decoder", False)
-    return Seq2SeqLM(model) if is_seq2seq else CausalLM(model)
+    return Seq2SeqLM(model) if is_seq2seq else CausalLM(model, forward=forward)
 
 
 class Seq2SeqLM(CausalLM):

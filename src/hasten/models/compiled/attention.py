@@ -24,7 +24,7 @@ _PAIRS_1, _PAIRS_2, _PAIRS_4, _PAIRS_8 = (tile_product(rows, 2, "rows") for rows
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _weigh(rows, weights, at, stride, w, w_at, w_unit, count, out, out_at, out_stride):  # type: ignore[no-untyped-def]
+def _weigh(rows, weights, at, stride, w, w_at, w_unit, count, out, out_at, out_stride):
     """Sums of 16 channels over the slots, each weighed by the row's softmax."""
     if rows == 1:
         _VALUES_1(weights, at, stride, w, w_at, 0, w_unit, count, out, out_at, out_stride)
@@ -37,7 +37,7 @@ def _weigh(rows, weights, at, stride, w, w_at, w_unit, count, out, out_at, out_s
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _weigh_pair(rows, weights, at, stride, w, w_at, w_unit, count, out, out_at, out_stride):  # type: ignore[no-untyped-def]
+def _weigh_pair(rows, weights, at, stride, w, w_at, w_unit, count, out, out_at, out_stride):
     """The same for 32 channels."""
     if rows == 1:
         _PAIRS_1(weights, at, stride, w, w_at, LANES, w_unit, count, out, out_at, out_stride)
@@ -50,7 +50,7 @@ def _weigh_pair(rows, weights, at, stride, w, w_at, w_unit, count, out, out_at, 
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _transpose(keys, start, stride, units, target, at):  # type: ignore[no-untyped-def]
+def _transpose(keys, start, stride, units, target, at):
     """16 keys as one tile: unit after unit, those of all keys side by side."""
     width = 4 // keys.itemsize  # values in a unit, which has 4 bytes
     if units % LANES == 0:
@@ -65,7 +65,7 @@ def _transpose(keys, start, stride, units, target, at):  # type: ignore[no-untyp
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def score(queries, num_queries, keys, first_key, size, num_slots, tile, scores, stride):  # type: ignore[no-untyped-def]
+def score(queries, num_queries, keys, first_key, size, num_slots, tile, scores, stride):
     """scores[query, slot] of packed queries, for all slots up to the next multiple of 16."""
     stay_apart()
     units = size * keys.itemsize // 4
@@ -102,7 +102,7 @@ def score(queries, num_queries, keys, first_key, size, num_slots, tile, scores, 
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def weigh(rows, weights, at, stride, states, start, size, padded, num_slots, padding, out, ones):  # type: ignore[no-untyped-def]
+def weigh(rows, weights, at, stride, states, start, size, padded, num_slots, padding, out, ones):
     """out[row, channel]: the values of a block of rows, divided by the sum of the weights.
 
     ``padding`` holds the values of channels that do not fill a vector, ``padded`` of them a slot.
@@ -127,7 +127,7 @@ def weigh(rows, weights, at, stride, states, start, size, padded, num_slots, pad
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def pad_values(values, start, size, padded, num_slots, padding):  # type: ignore[no-untyped-def]
+def pad_values(values, start, size, padded, num_slots, padding):
     """Copy values whose channels do not fill a vector; the lanes after them are 0."""
     stay_apart()
     for slot in range(num_slots):

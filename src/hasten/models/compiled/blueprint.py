@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 
 from hasten.models.attention import AttentionKinds
 from hasten.models.compiled.products import LANES
@@ -81,8 +81,6 @@ def _read(model: Any) -> Blueprint:
     base = model.base_model
     if type(base.layers) is not nn.ModuleList:
         raise Unsupported("its layers are not a plain list")
-    if not base.layers[0].training and getattr(config, "attention_dropout", 0) is None:
-        raise Unsupported("its dropout is not a number")
     head_parent, head_name = _find(model, model.get_output_embeddings())
     embedding = model.get_input_embeddings()
     rotary = base.rotary_emb
@@ -142,7 +140,9 @@ def _read_layer(layer: Any, mask_kind: int, angle_kind: str) -> LayerPlan:
     for matrix in matrices:
         for linear in matrix.layers:
             if type(linear) is not nn.Linear or linear.in_features % 2:
-                raise Unsupported(f"{type(linear).__name__} of {tuple(linear.weight.shape)} is no layer it knows")
+                raise Unsupported(
+                    f"{type(linear).__name__} of {tuple(linear.weight.shape)} is no layer it knows"
+                )
             if linear.out_features % LANES and matrix is not matrices[1] and matrix is not matrices[3]:
                 raise Unsupported(f"a layer has {linear.out_features} outputs, no multiple of {LANES}")
     children = dict(layer.named_children())
@@ -202,15 +202,15 @@ def _up(mlp: Any) -> Matrix:
 
 
 def _sizes(config: Any, base: Any, layers: list[LayerPlan], model: Any) -> dict[str, Any]:
-    attention = layers[0].matrices[0].parent
-    qkv, out, up, down = (matrix.layers for matrix in layers[0].matrices)
+    attention: Any = layers[0].matrices[0].parent
+    qkv, out, _, down = (matrix.layers for matrix in layers[0].matrices)
     kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     heads = config.num_attention_heads
     head_size = out[0].in_features // heads
     if sum(layer.out_features for layer in qkv) != (heads + 2 * kv_heads) * head_size:
         raise Unsupported("its projections have other sizes than its heads")
     norms = [norm for layer in layers for norm in layer.norms if norm is not None]
-    of_queries = layers[0].norms[4]
+    of_queries: Any = layers[0].norms[4]
     whole = of_queries is not None and of_queries.weight.numel() != head_size
     before, before_mlp = layers[0].norms[0], layers[0].norms[2]
     middle = before is not None and before is before_mlp  # one norm for both halves: they run side by side
@@ -243,11 +243,11 @@ _ACTIVATION_NAMES = ("act_fn", "activation_fn", "act")
 def _activation(function: Any) -> int:
     x = torch.linspace(-6, 6, 97)
     known = {
-        "silu": F.silu(x),
-        "gelu_tanh": F.gelu(x, approximate="tanh"),
-        "gelu": F.gelu(x),
-        "relu": F.relu(x),
-        "relu2": F.relu(x) ** 2,
+        "silu": functional.silu(x),
+        "gelu_tanh": functional.gelu(x, approximate="tanh"),
+        "gelu": functional.gelu(x),
+        "relu": functional.relu(x),
+        "relu2": functional.relu(x) ** 2,
     }
     given = function(x)
     for index, name in enumerate(ACTIVATIONS):
@@ -279,7 +279,7 @@ def _norm_parameters(norm: Any) -> tuple[int, torch.Tensor, torch.Tensor]:
     x = torch.linspace(-1, 3, weight.numel())[torch.randperm(weight.numel(), generator=torch.Generator())]
     expected = single(x).detach()
     square = x / (x.square().mean() + _eps(norm)).sqrt()
-    centred = F.layer_norm(x, x.shape, eps=_eps(norm))
+    centred = functional.layer_norm(x, x.shape, eps=_eps(norm))
     for kind, scaled, factor in (
         (RMS_NORM, square, weight),
         (RMS_NORM, square, 1 + weight),

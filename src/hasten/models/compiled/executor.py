@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hasten.models.attention import Visible
+from hasten.models.attention import AttentionKinds, Visible
 from hasten.models.compiled import step
-from hasten.models.compiled.blueprint import Blueprint, Matrix, Unsupported, norm_vectors, read_blueprint
-from hasten.models.compiled.products import LANES, MAX_ROWS, PANEL
 from hasten.models.compiled.attention import GROUP
+from hasten.models.compiled.blueprint import Blueprint, Matrix, Unsupported, norm_vectors
+from hasten.models.compiled.products import LANES, MAX_ROWS, PANEL
 from hasten.models.compiled.step import NONE
 from hasten.models.compiled.team import team
 from hasten.models.compiled.tiles import DTYPES, TiledEmbedding, TiledLinear, Tiles, num_tiles
 from hasten.models.forward import Forward
+from hasten.models.slot_cache import SlotCache
+
+_REFERENCE_TOKENS = 24
+_ALLOWED = {torch.float32: 1e-3, torch.bfloat16: 0.05}
+"""of the largest logit: many times the rounding, far less than a wrong connection makes"""
+
+
+def is_compiled() -> bool:
+    """Whether compiled code of an earlier run is at hand."""
+    directory = Path(step.run._cache.cache_path)  # type: ignore[attr-defined]
+    return any(directory.glob("step.run-*.nbi"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +64,27 @@ class CompiledForward(Forward):
         return self._plan.run(token_ids, position_ids, attention_mask.slots, cache, logits_to_keep)
 
 
+class Reference:
+    """Logits of a short text as the model itself computes them, to compare a compiled pass with."""
+
+    def __init__(self, model: Any) -> None:
+        forward = Forward(model)
+        self._kinds = AttentionKinds.of(forward.text_config)
+        size = min(_REFERENCE_TOKENS, forward.text_config.max_position_embeddings)
+        self._token_ids = np.random.default_rng(0).integers(0, forward.vocab_size, (1, size))
+        self._positions = np.arange(size)[None]
+        self._logits = forward(self._token_ids, self._positions, None, None).float()
+
+    def refuses(self, forward: CompiledForward) -> str | None:
+        """What is wrong with the logits of a compiled pass."""
+        size = self._positions.shape[1]
+        visible = self._kinds.visible(np.tri(size, dtype=np.bool_)[None], self._positions, self._positions)
+        logits = forward(self._token_ids, self._positions, forward.mask(visible), SlotCache())
+        error = float((logits - self._logits).abs().max())
+        allowed = _ALLOWED[forward.dtype] * float(self._logits.abs().max())
+        return None if error <= allowed else f"logits differ by {error:.2g} ({allowed:.2g} is allowed)"
+
+
 class CompiledModel:
     """The weights of a model as tiles, and its pass.
 
@@ -76,7 +109,9 @@ class CompiledModel:
         matrices, norms, kinds = [], [], []
         for layer in blueprint.layers:
             matrices.append([self._add(matrix) for matrix in layer.matrices])
-            norms.append([NONE if norm is None else self._add_vector(norm_vectors(norm)) for norm in layer.norms])
+            norms.append(
+                [NONE if norm is None else self._add_vector(norm_vectors(norm)) for norm in layer.norms]
+            )
             angle = NONE if layer.angle_kind is None else self._angle_kinds.index(layer.angle_kind)
             kinds.append([layer.mask_kind, angle])
         parent, name = blueprint.embedding
@@ -87,7 +122,9 @@ class CompiledModel:
         head = self._add(blueprint.head)
         if blueprint.is_tied:
             setattr(parent, name, TiledEmbedding(getattr(blueprint.head.parent, blueprint.head.names[0])))
-        sizes = {key: np.float32(v) if isinstance(v, float) else v for key, v in blueprint.sizes.items()}
+        sizes: dict[str, Any] = {
+            key: np.float32(v) if isinstance(v, float) else v for key, v in blueprint.sizes.items()
+        }
         return step.Model(
             weights=self._tiles.values,
             matrices=np.array(matrices, np.int64),
@@ -104,7 +141,11 @@ class CompiledModel:
     def _add(self, matrix: Matrix) -> list[int]:
         """Move a matrix into the tiles; its place, its number of tiles, the place of its bias."""
         layers = matrix.layers
-        rows = torch.cat([one.weight.detach() for one in layers]) if len(layers) > 1 else layers[0].weight.detach()
+        rows = (
+            torch.cat([one.weight.detach() for one in layers])
+            if len(layers) > 1
+            else layers[0].weight.detach()
+        )
         biases = [one.bias for one in layers]
         rows = rows if matrix.order is None else rows[matrix.order]
         at = self._tiles.add(*rows.chunk(matrix.turns))
@@ -134,7 +175,9 @@ class CompiledModel:
             elif len(layers) > 1 and matrix.turns > 1:
                 place = (matrix.turns, turn)
             elif matrix.turns > 1:
-                order = torch.arange(outputs).view(matrix.turns, -1, LANES).transpose(0, 1).reshape(-1).argsort()
+                order = (
+                    torch.arange(outputs).view(matrix.turns, -1, LANES).transpose(0, 1).reshape(-1).argsort()
+                )
             tiled = TiledLinear(self._tiles, at, outputs, inner, layer.bias, *place, order=order)
             setattr(matrix.parent, name, tiled)
             if matrix.turns == 1:
@@ -176,7 +219,9 @@ class CompiledModel:
         wanted = np.flatnonzero(rows % width >= width - last)
         positions = position_ids.reshape(-1)[rows]
         if self._angles.shape[1] <= int(positions.max()):
-            more = self._read_angles(self._angles.shape[1], max(int(positions.max()) + 1, self._angles.shape[1] + 512))
+            more = self._read_angles(
+                self._angles.shape[1], max(int(positions.max()) + 1, self._angles.shape[1] + 512)
+            )
             self._angles = np.concatenate((self._angles, more), axis=1)
         first_slot, addresses = self._make_room(cache, batch, width)
         scratch = self._scratch_for(len(rows), len(wanted), num_slots)

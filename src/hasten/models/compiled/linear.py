@@ -16,7 +16,7 @@ _NARROW_1, _NARROW_2, _NARROW_4, _NARROW_8 = _NARROW
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def multiply_panel(rows, x, x_at, w, w_at, w_tile, w_unit, units, out, out_at, stride):  # type: ignore[no-untyped-def]
+def multiply_panel(rows, x, x_at, w, w_at, w_tile, w_unit, units, out, out_at, stride):
     """One block of rows times PANEL tiles."""
     if rows == 1:
         _WIDE_1(x, x_at, 0, w, w_at, w_tile, w_unit, units, out, out_at, stride)
@@ -29,7 +29,7 @@ def multiply_panel(rows, x, x_at, w, w_at, w_tile, w_unit, units, out, out_at, s
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def multiply_tile(rows, x, x_at, w, w_at, w_tile, w_unit, units, out, out_at, stride):  # type: ignore[no-untyped-def]
+def multiply_tile(rows, x, x_at, w, w_at, w_tile, w_unit, units, out, out_at, stride):
     """One block of rows times one tile."""
     if rows == 1:
         _NARROW_1(x, x_at, 0, w, w_at, w_tile, w_unit, units, out, out_at, stride)
@@ -42,7 +42,7 @@ def multiply_tile(rows, x, x_at, w, w_at, w_tile, w_unit, units, out, out_at, st
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def multiply(x, num_rows, size, w, w_at, w_tile, tile, last_tile, out, stride):  # type: ignore[no-untyped-def]
+def multiply(x, num_rows, size, w, w_at, w_tile, tile, last_tile, out, stride):
     """out[row, 16 tile + lane] for tiles ``tile`` to ``last_tile``, which lie ``w_tile`` apart in ``w``.
 
     ``size`` is the inner dimension.
@@ -59,16 +59,14 @@ def multiply(x, num_rows, size, w, w_at, w_tile, tile, last_tile, out, stride): 
             rows, start = block_rows(block, num_rows), block * MAX_ROWS
             target = start * stride + tile * LANES
             if is_wide:
-                multiply_panel(
-                    rows, x, start * size, w, place, w_tile, w_unit, units, out, target, stride
-                )
+                multiply_panel(rows, x, start * size, w, place, w_tile, w_unit, units, out, target, stride)
             else:
                 multiply_tile(rows, x, start * size, w, place, w_tile, w_unit, units, out, target, stride)
         tile += PANEL if is_wide else 1
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def share(count, multiple, thread, num_threads):  # type: ignore[no-untyped-def]
+def share(count, multiple, thread, num_threads):
     """(first, last) of a thread's part of ``count`` things, cut at multiples where that leaves enough."""
     if count < multiple * num_threads:
         return count * thread // num_threads, count * (thread + 1) // num_threads

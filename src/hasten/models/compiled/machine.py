@@ -9,8 +9,9 @@ import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic as _typed_intrinsic, overload
 
+intrinsic: Any = _typed_intrinsic  # numba describes the function, not what is made of it
 _IS_X86 = "x86" in llvm.get_process_triple()
 
 
@@ -55,35 +56,35 @@ def bits_of_float(typing: Any, value: Any) -> Any:
     return types.uint32(types.float32), generate
 
 
-def read(array, place):  # type: ignore[no-untyped-def]
+def read(array, place):
     """A value as float32; uint16 stands for bfloat16."""
     raise TypeError("for compiled code only")
 
 
-def write(array, place, value):  # type: ignore[no-untyped-def]
+def write(array, place, value):
     """Store a float32, rounded to nearest even where the array holds bfloat16."""
     raise TypeError("for compiled code only")
 
 
 @overload(read, inline="always")
-def _read(array, place):  # type: ignore[no-untyped-def]
+def _read(array, place):
     if array.dtype == types.uint16:
         return lambda array, place: float_of_bits(numba.uint32(array[place]) << numba.uint32(16))
     return lambda array, place: array[place]
 
 
 @overload(write, inline="always")
-def _write(array, place, value):  # type: ignore[no-untyped-def]
+def _write(array, place, value):
     if array.dtype == types.uint16:
 
-        def rounded(array, place, value):  # type: ignore[no-untyped-def]
+        def rounded(array, place, value):
             bits = bits_of_float(numba.float32(value))
             odd = (bits >> numba.uint32(16)) & numba.uint32(1)
             array[place] = numba.uint16((bits + numba.uint32(0x7FFF) + odd) >> numba.uint32(16))
 
         return rounded
 
-    def plain(array, place, value):  # type: ignore[no-untyped-def]
+    def plain(array, place, value):
         array[place] = value
 
     return plain
@@ -118,7 +119,7 @@ def _arrived(typing: Any, counter: Any) -> Any:
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def meet(counter, num_threads, meeting):  # type: ignore[no-untyped-def]
+def meet(counter, num_threads, meeting):
     """Wait until all threads have come to the meeting of this number; returns the next number.
 
     ``counter`` starts at 0, meetings at 1, and neither ever goes back.
@@ -158,7 +159,9 @@ def transpose_16(typing: Any, source: Any, start: Any, stride: Any, target: Any,
         ]
         for _round in range(4):  # each round interleaves the first half of the rows with the second
             rows = [
-                builder.shuffle_vector(rows[row // 2], rows[row // 2 + 8], ir.Constant(_VECTOR, _ZIP[row % 2]))
+                builder.shuffle_vector(
+                    rows[row // 2], rows[row // 2 + 8], ir.Constant(_VECTOR, _ZIP[row % 2])
+                )
                 for row in range(16)
             ]
         for column, values in enumerate(rows):

@@ -71,13 +71,11 @@ def tile_product(rows: int, tiles: int, layout: Layout) -> Any:
     """
 
     @intrinsic
-    def product(  # type: ignore[no-untyped-def]
-        typing, x, x_at, x_stride, w, w_at, w_tile, w_unit, units, out, out_at, out_stride
-    ):
+    def product(typing, x, x_at, x_stride, w, w_at, w_tile, w_unit, units, out, out_at, out_stride):
         index = types.intp
         signature = types.void(x, index, index, w, index, index, index, index, out, index, index)
 
-        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, arguments):
             def pointer(place: int, element: Any) -> Any:
                 array = context.make_array(signature.args[place])(context, builder, arguments[place])
                 return builder.bitcast(array.data, element.as_pointer())
@@ -189,7 +187,9 @@ def _prefetch(builder: _Builder, place: _Value) -> None:
     function = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32]), "llvm.prefetch.p0"
     )
-    builder.call(function, [builder.bitcast(place, byte), _I32(0), _I32(2), _I32(1)])  # to be read, near, data
+    builder.call(
+        function, [builder.bitcast(place, byte), _I32(0), _I32(2), _I32(1)]
+    )  # to be read, near, data
 
 
 def _multiply(builder: _Builder, total: _Value, weights: _Value, place: _Value) -> _Value:

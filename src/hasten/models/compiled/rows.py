@@ -32,7 +32,7 @@ _sums = numba.njit(nogil=True, error_model="numpy", fastmath={"reassoc", "nsz"})
 
 
 @_inline
-def exp(x):  # type: ignore[no-untyped-def]
+def exp(x):
     """e**x for x <= 88 to about 2e-7, 0 below -87; no branches, so loops over it become vectors."""
     bounded = max(x, _LEAST)
     power = (bounded * _LOG2_E + _MAGIC) - _MAGIC
@@ -48,13 +48,13 @@ def exp(x):  # type: ignore[no-untyped-def]
 
 
 @_inline
-def tanh(x):  # type: ignore[no-untyped-def]
+def tanh(x):
     bounded = min(max(x, _F(-15.0)), _F(15.0))
     return _F(1.0) - _F(2.0) / (exp(_F(2.0) * bounded) + _F(1.0))
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def block_rows(block, num_rows):  # type: ignore[no-untyped-def]
+def block_rows(block, num_rows):
     """Rows of a block with its padding: the last one is rounded up to a power of two."""
     rest = num_rows - block * MAX_ROWS
     rows = 1
@@ -64,7 +64,7 @@ def block_rows(block, num_rows):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def packed_start(x, row, num_rows, size):  # type: ignore[no-untyped-def]
+def packed_start(x, row, num_rows, size):
     """(place of the first value of a row of ``size`` values, distance of its units) in packed ``x``."""
     block = row // MAX_ROWS
     rows = block_rows(block, num_rows)
@@ -73,7 +73,7 @@ def packed_start(x, row, num_rows, size):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def pack(values, at, count, x, start, distance):  # type: ignore[no-untyped-def]
+def pack(values, at, count, x, start, distance):
     """Write ``count`` values (even) into packed ``x``, from a place that packed_start gave."""
     stay_apart()
     row, target = values[at : at + count], x[start:]
@@ -87,7 +87,7 @@ def pack(values, at, count, x, start, distance):  # type: ignore[no-untyped-def]
 
 
 @_sums
-def norm(kind, values, at, size, vectors, weight, eps, out, out_at):  # type: ignore[no-untyped-def]
+def norm(kind, values, at, size, vectors, weight, eps, out, out_at):
     """RMSNorm or LayerNorm of a row; ``vectors`` holds the weights, then the biases."""
     stay_apart()
     row, result = values[at : at + size], out[out_at : out_at + size]
@@ -107,7 +107,7 @@ def norm(kind, values, at, size, vectors, weight, eps, out, out_at):  # type: ig
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def rotate(values, at, size, angles):  # type: ignore[no-untyped-def]
+def rotate(values, at, size, angles):
     """Rotary positions: ``size`` channels in two halves; ``angles`` holds their cosines, then the sines."""
     stay_apart()
     half = size // 2
@@ -120,7 +120,7 @@ def rotate(values, at, size, angles):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def activate(kind, values):  # type: ignore[no-untyped-def]
+def activate(kind, values):
     """In place, a tile of 16 values; one loop a kind, so that each becomes a vector."""
     stay_apart()
     if kind == SILU:
@@ -142,7 +142,7 @@ def activate(kind, values):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, error_model="numpy", fastmath={"nnan", "nsz"})
-def softmax_weights(scores, at, count, visible, softcap):  # type: ignore[no-untyped-def]
+def softmax_weights(scores, at, count, visible, softcap):
     """Turn a row of scores into e**(score - largest), 0 where hidden; the sum is the caller's."""
     stay_apart()
     row = scores[at : at + count]

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
+from numba import carray  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 
 from hasten.models.compiled.attention import GROUP, pad_values, score, weigh
@@ -127,7 +128,7 @@ _inline = numba.njit(nogil=True, error_model="numpy", inline="always")
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
-def run(thread, num_threads, model, call, scratch):  # type: ignore[no-untyped-def]
+def run(thread, num_threads, model, call, scratch):
     """One pass; the last meeting tells the first thread that all others are done."""
     meeting, count = call.meeting, len(call.token_ids)
     first, last = share(count, 1, thread, num_threads)
@@ -164,7 +165,7 @@ def run(thread, num_threads, model, call, scratch):  # type: ignore[no-untyped-d
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _embed(model, token, residual, row):  # type: ignore[no-untyped-def]
+def _embed(model, token, residual, row):
     stay_apart()
     size, scale = model.hidden_size, np.float32(model.embedding_scale)
     if len(model.embeddings):
@@ -179,7 +180,7 @@ def _embed(model, token, residual, row):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _finish_logits(model, logits, row, first, last):  # type: ignore[no-untyped-def]
+def _finish_logits(model, logits, row, first, last):
     stay_apart()
     bias, cap = model.head[2], np.float32(model.logit_cap)
     values = logits[row + first : row + last]
@@ -195,7 +196,7 @@ def _finish_logits(model, logits, row, first, last):  # type: ignore[no-untyped-
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _pack_norm(thread, model, weight, scratch, row, x, place, count, size):  # type: ignore[no-untyped-def]
+def _pack_norm(thread, model, weight, scratch, row, x, place, count, size):
     """The norm of a row of the residual stream, packed as row ``place`` of ``x``."""
     stay_apart()
     own, at = scratch.own_row[thread], row * size
@@ -209,7 +210,7 @@ def _pack_norm(thread, model, weight, scratch, row, x, place, count, size):  # t
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _multiply(thread, num_threads, matrix, together, model, x, count, size, wide):  # type: ignore[no-untyped-def]
+def _multiply(thread, num_threads, matrix, together, model, x, count, size, wide):
     """This thread's columns of a matrix with its bias, into ``wide``; returns which tiles they are.
 
     So many tiles ``together`` belong to the same thread.
@@ -230,7 +231,7 @@ def _multiply(thread, num_threads, matrix, together, model, x, count, size, wide
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _add(thread, num_threads, meeting, matrix, after, first, last, model, call, scratch):  # type: ignore[no-untyped-def]
+def _add(thread, num_threads, meeting, matrix, after, first, last, model, call, scratch):
     """Add what a half of a layer computed to the residual stream."""
     stay_apart()
     size, scale = model.hidden_size, np.float32(model.residual_scale)
@@ -255,7 +256,7 @@ def _add(thread, num_threads, meeting, matrix, after, first, last, model, call, 
 
 
 @_inline
-def _attention(thread, num_threads, meeting, layer, model, call, scratch):  # type: ignore[no-untyped-def]
+def _attention(thread, num_threads, meeting, layer, model, call, scratch):
     count, size = len(call.token_ids), model.hidden_size
     norms, matrices = model.norms[layer], model.matrices[layer]
     meeting = meet(scratch.meetings, num_threads, meeting)
@@ -284,17 +285,17 @@ def _attention(thread, num_threads, meeting, layer, model, call, scratch):  # ty
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _cache(call, layer, which, model):  # type: ignore[no-untyped-def]
+def _cache(call, layer, which, model):
     """(keys or values of a layer as one array, channels between sequences, channels between heads)."""
     per_head = call.caches[layer, 2] * model.head_size
     per_sequence = per_head * model.num_kv_heads
     length = per_sequence * (len(call.starts) - 1)
-    memory = numba.carray(as_pointer(call.caches[layer, which]), (length,), model.weights.dtype)
+    memory = carray(as_pointer(call.caches[layer, which]), (length,), model.weights.dtype)
     return memory, per_sequence, per_head
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _place_heads(thread, num_threads, layer, model, call, scratch):  # type: ignore[no-untyped-def]
+def _place_heads(thread, num_threads, layer, model, call, scratch):
     """Norm and rotate queries and keys where they are, and write keys and values into the cache."""
     stay_apart()
     heads, kv_heads, size = model.num_heads, model.num_kv_heads, model.head_size
@@ -321,7 +322,7 @@ def _place_heads(thread, num_threads, layer, model, call, scratch):  # type: ign
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _norm_heads(layer, row, model, scratch):  # type: ignore[no-untyped-def]
+def _norm_heads(layer, row, model, scratch):
     """One norm over the queries, one over the keys of all heads of a row."""
     stay_apart()
     width, eps = model.matrices[layer, QKV, 1] * LANES, np.float32(model.eps)
@@ -332,7 +333,7 @@ def _norm_heads(layer, row, model, scratch):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _rotate_head(layer, is_query, row, at, model, call, scratch):  # type: ignore[no-untyped-def]
+def _rotate_head(layer, is_query, row, at, model, call, scratch):
     stay_apart()
     weight = model.norms[layer, OF_QUERIES if is_query else OF_KEYS]
     if weight != NONE and not model.is_norm_of_all_heads:
@@ -344,7 +345,7 @@ def _rotate_head(layer, is_query, row, at, model, call, scratch):  # type: ignor
 
 
 @_inline
-def _attend(thread, num_threads, layer, model, call, scratch):  # type: ignore[no-untyped-def]
+def _attend(thread, num_threads, layer, model, call, scratch):
     """This thread's groups of queries; those of a group share a key-value head."""
     num_sequences, kv_heads = len(call.starts) - 1, model.num_kv_heads
     per_row = model.num_heads // kv_heads
@@ -369,7 +370,7 @@ def _attend(thread, num_threads, layer, model, call, scratch):  # type: ignore[n
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _attend_group(thread, layer, sequence, head, start, count, model, call, scratch):  # type: ignore[no-untyped-def]
+def _attend_group(thread, layer, sequence, head, start, count, model, call, scratch):
     """``count`` queries from ``start`` on, of one sequence and one key-value head."""
     stay_apart()
     size, num_slots = model.head_size, call.num_slots
@@ -404,13 +405,13 @@ def _attend_group(thread, layer, sequence, head, start, count, model, call, scra
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _packed_offset(x, place, distance):  # type: ignore[no-untyped-def]
+def _packed_offset(x, place, distance):
     """From a row's first value to its value number ``place``, the first one of a unit."""
     return place * x.itemsize // 4 * distance
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _pack_queries(thread, queries, layer, sequence, head, start, count, model, call, scratch):  # type: ignore[no-untyped-def]
+def _pack_queries(thread, queries, layer, sequence, head, start, count, model, call, scratch):
     """Scaled; queries that fill up the last block are 0."""
     stay_apart()
     size, per_row = model.head_size, model.num_heads // model.num_kv_heads
@@ -428,7 +429,7 @@ def _pack_queries(thread, queries, layer, sequence, head, start, count, model, c
 
 
 @_inline
-def _mlp(thread, num_threads, meeting, layer, model, call, scratch):  # type: ignore[no-untyped-def]
+def _mlp(thread, num_threads, meeting, layer, model, call, scratch):
     count, size, inner = len(call.token_ids), model.hidden_size, model.inner_size
     norms, matrices = model.norms[layer], model.matrices[layer]
     if not model.is_parallel:
@@ -438,18 +439,28 @@ def _mlp(thread, num_threads, meeting, layer, model, call, scratch):  # type: ig
             _pack_norm(thread, model, norms[BEFORE_MLP], scratch, row, scratch.x_mlp, row, count, size)
     meeting = meet(scratch.meetings, num_threads, meeting)
     first, last = _multiply(
-        thread, num_threads, matrices[UP], 2 if model.is_gated else 1, model, scratch.x_mlp, count, size, scratch.wide
+        thread,
+        num_threads,
+        matrices[UP],
+        2 if model.is_gated else 1,
+        model,
+        scratch.x_mlp,
+        count,
+        size,
+        scratch.wide,
     )
     _activate(first, last, matrices[UP], count, model, scratch)
     meeting = meet(scratch.meetings, num_threads, meeting)
     matrix = matrices[DOWN]
-    first, last = _multiply(thread, num_threads, matrix, 1, model, scratch.x_inner, count, inner, scratch.wide)
+    first, last = _multiply(
+        thread, num_threads, matrix, 1, model, scratch.x_inner, count, inner, scratch.wide
+    )
     after = norms[AFTER_MLP]
     return _add(thread, num_threads, meeting, matrix, after, first, last, model, call, scratch)
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _activate(first, last, matrix, count, model, scratch):  # type: ignore[no-untyped-def]
+def _activate(first, last, matrix, count, model, scratch):
     """Activate this thread's tiles and pack them; a gated MLP has tiles of gate and up in turns."""
     stay_apart()
     width, inner, step = matrix[1] * LANES, model.inner_size, 2 if model.is_gated else 1

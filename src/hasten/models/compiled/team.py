@@ -6,7 +6,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ def team() -> Team:
     return _team(torch.get_num_threads(), os.getpid())
 
 
-@lru_cache(maxsize=None)
+@cache
 def _team(num_threads: int, process: int) -> Team:
     """Threads do not survive a fork, so each process has its own."""
     return Team(num_threads)

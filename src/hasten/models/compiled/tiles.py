@@ -133,7 +133,7 @@ class TiledEmbedding(nn.Module):
 
 
 @numba.njit(nogil=True, error_model="numpy", cache=True)
-def _apply(thread, num_threads, values, count, size, x, w, w_at, w_tile, num_tiles, out, meetings):  # type: ignore[no-untyped-def]
+def _apply(thread, num_threads, values, count, size, x, w, w_at, w_tile, num_tiles, out, meetings):
     """Rows of float32 values times the tiles."""
     first, last = share(count, 1, thread, num_threads)
     for row in range(first, last):

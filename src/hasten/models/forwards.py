@@ -1,0 +1,139 @@
+"""Which way a transformers model is run: as it is, with packed layers, or as one compiled pass."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hasten.errors import ConfigError
+from hasten.models.causal_lm import CausalLM
+from hasten.models.compiled.blueprint import Blueprint, Unsupported, read_blueprint
+from hasten.models.compiled.executor import CompiledForward, CompiledModel, Reference, is_compiled
+from hasten.models.compiled.tiles import TiledEmbedding, TiledLinear
+from hasten.models.forward import Forward
+from hasten.models.packed import can_pack, largest_linear, pack_linears, packed_ratio
+
+FORWARDS = ("auto", "stock", "packed", "compiled")
+_CONTEXT = 64
+_LEAST_GAIN = 0.95  # what is not clearly faster than the model as it is stays away
+
+_log = logging.getLogger("hasten")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """How a model is run, and why."""
+
+    name: str
+    """one of FORWARDS, never "auto" """
+    reason: str
+    seconds: float
+    """what choosing and preparing took"""
+    forward: Forward | None
+    """what runs its passes; None stands for the model itself"""
+
+
+def prepare(model: Any, asked: str = "auto") -> Prepared:
+    """Make a loaded model ready to run.
+
+    Args:
+        asked: "stock" leaves the model as it is. "packed" lays its linear layers out anew. "compiled" runs
+            whole passes in one compiled function, which decoders of the kind of Llama allow. "auto" measures
+            the largest layer each way. All but "stock" take the weights over: afterwards the model can
+            neither be trained nor saved.
+
+    Raises ConfigError for an unknown name, or a way that this model or machine does not allow.
+    """
+    if asked not in FORWARDS:
+        raise ConfigError(f"forward={asked!r} is unknown; choose {', '.join(FORWARDS)}")
+    start = time.perf_counter()
+    name, reason, forward = _prepare(model.eval(), asked)
+    return Prepared(name, reason, time.perf_counter() - start, forward)
+
+
+def _prepare(model: Any, asked: str) -> tuple[str, str, Forward | None]:
+    if asked == "stock":
+        return "stock", "as asked", None
+    if asked == "packed":
+        pack_linears(model)
+        return "packed", "as asked", None
+    blueprint, why_not = _blueprint(model)
+    if asked == "compiled":
+        if blueprint is None:
+            raise ConfigError(f"forward='compiled' cannot run this model: {why_not}; use forward='auto'")
+        return "compiled", "as asked", _compile(model, blueprint)
+    linear = largest_linear(model)
+    if linear is None or not can_pack(linear):
+        return "stock", "the other ways need float32 or bfloat16 linear layers on a CPU", None
+    return _fastest(model, blueprint, why_not, packed_ratio(linear))
+
+
+def _fastest(
+    model: Any, blueprint: Blueprint | None, why_not: str, packed: float
+) -> tuple[str, str, Forward | None]:
+    """``packed``: what packing makes of the time of a layer; at best it makes that of the whole pass."""
+    if blueprint is None:
+        spent = {"stock": 1.0, "packed": packed}
+        reason = f"packed layers take {packed:.2f} of the time of stock ones; not compiled: {why_not}"
+    else:
+        stock = _milliseconds(model, None)
+        spent = {"stock": stock, "packed": stock * packed}
+        try:
+            forward = _compile(model, blueprint)
+            spent["compiled"] = _milliseconds(model, forward)
+            reason = "measured when loading, milliseconds of 1 row and of 16: "
+        except ConfigError as problem:
+            reason = f"{problem}; measured when loading: "
+        reason += ", ".join(f"{way} {milliseconds:.1f}" for way, milliseconds in spent.items())
+    best = min(spent, key=lambda way: spent[way] / (1 if way == "stock" else _LEAST_GAIN))
+    if best == "compiled":
+        return best, reason, forward
+    restore(model)
+    if best == "packed":
+        pack_linears(model)
+    return best, reason, None
+
+
+def _blueprint(model: Any) -> tuple[Blueprint | None, str]:
+    """What the compiled pass needs to know, or why there is none."""
+    if model.device.type != "cpu" or model.dtype not in (torch.float32, torch.bfloat16):
+        return None, f"it is in {str(model.dtype).removeprefix('torch.')} on {model.device}"
+    try:
+        return read_blueprint(model), ""
+    except Unsupported as problem:
+        return None, str(problem)
+
+
+def _compile(model: Any, blueprint: Blueprint) -> CompiledForward:
+    """Raises ConfigError where it computes something else than the model."""
+    if not is_compiled():
+        _log.warning("compiling the forward pass for this CPU; this takes half a minute, once")
+    reference = Reference(model)
+    forward = CompiledForward(model, CompiledModel(model, blueprint))
+    if why_not := reference.refuses(forward):
+        raise ConfigError(f"forward='compiled' cannot run this model: {why_not}; use forward='auto'")
+    return forward
+
+
+def restore(model: Any) -> None:
+    """Give a model plain linear layers again."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, TiledEmbedding):
+                setattr(parent, name, nn.Embedding.from_pretrained(child.weight))  # type: ignore[no-untyped-call]
+            elif isinstance(child, TiledLinear):
+                linear = nn.Linear(child.in_features, child.out_features, bias=False, device="meta")
+                linear.weight = nn.Parameter(child.weight, requires_grad=False)
+                linear.register_parameter("bias", child.bias)
+                setattr(parent, name, linear)
+
+
+def _milliseconds(model: Any, forward: Forward | None) -> float:
+    """Of a pass over one row and one over 16 together."""
+    target = CausalLM(model, mode="tree", forward=forward)
+    return sum(target.measure_cost(rows=(1, 16), context=_CONTEXT, repeats=2).values())
