@@ -215,7 +215,7 @@ class CompiledModel:
         batch, width = token_ids.shape
         kinds, num_slots = len(visible), visible.shape[3]
         rows = np.flatnonzero(visible[0].any(axis=2).reshape(-1))  # padding sees nothing
-        last = width if not logits_to_keep else logits_to_keep
+        last = logits_to_keep or width
         wanted = np.flatnonzero(rows % width >= width - last)
         positions = position_ids.reshape(-1)[rows]
         if self._angles.shape[1] <= int(positions.max()):

@@ -1,5 +1,6 @@
 """What numba has no words for: memory at an address, bits of a float, threads that wait for each other."""
 
+# ruff: noqa: PLR0917
 from __future__ import annotations
 
 from typing import Any

@@ -8,6 +8,7 @@ Every output is summed over the inner dimension in one fixed order, whatever row
 same row has the same bits in a pass of one row and in a pass of hundreds.
 """
 
+# ruff: noqa: PLR0917
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -41,7 +42,7 @@ _Builder = Any
 _Value = Any
 
 
-class _BFloat(ir.types.Type):
+class _BFloat(ir.types.Type):  # type: ignore[misc]
     """LLVM's bfloat, which llvmlite has no name for."""
 
     def _to_string(self) -> str:

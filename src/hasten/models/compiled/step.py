@@ -97,7 +97,7 @@ class Call(NamedTuple):
     wanted: Ints
     """rows whose logits are asked for"""
     caches: Ints
-    """[layers, 3]: addresses of keys and of values, [sequences, kv heads, capacity, channels]; the capacity"""
+    """[layers, 3]: addresses of keys and values, [sequences, kv heads, capacity, channels]; the capacity"""
     angles: Floats
     """[kinds, positions, rotary channels]: cosines, then sines"""
     meeting: int
