@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Generator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -68,6 +68,18 @@ def decode(
     root of the next tree. Each sequence's ``token_ids``, ``stats`` and ``finish_reason`` are up to date
     whenever a step is yielded, so the generator may be closed at any time.
     """
+    with closing(_steps(model, drafter, policy, sequences, verify)) as steps:
+        while True:
+            with model.undisturbed():
+                step = next(steps, None)
+            if step is None:
+                return
+            yield step
+
+
+def _steps(
+    model: Target, drafter: Drafter, policy: DraftPolicy, sequences: list[Sequence], verify: Verify
+) -> Generator[Step, None, None]:
     active = list(sequences)
     session = model.open(active)
     begun: list[Sequence] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as AbstractSequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, Literal
 
@@ -48,6 +49,9 @@ class CausalLM(Target):
         if getattr(model.config, "is_encoder_decoder", False) or not hasattr(model, "generate"):
             raise ModelError(f"{type(model).__name__} is not a causal language model of transformers")
         return Forward(model)
+
+    def undisturbed(self) -> AbstractContextManager[None]:
+        return self.forward.undisturbed()
 
     @cached_property
     def probe(self) -> ProbeResult:

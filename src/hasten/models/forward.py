@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,10 @@ class Forward:
         self._takes_logits_to_keep = "logits_to_keep" in parameters
         self.takes_embeddings = not self._prefix and "inputs_embeds" in parameters
         self._cache_argument = "cache_params" if "cache_params" in parameters else "past_key_values"
+
+    def undisturbed(self) -> AbstractContextManager[None]:
+        """What to hold while decoding, so that nothing else takes the processor from the passes."""
+        return nullcontext()
 
     @torch.inference_mode()
     def __call__(

@@ -114,8 +114,12 @@ def _compile(model: Any, blueprint: Blueprint) -> CompiledForward:
     if not is_compiled():
         _log.warning("compiling the forward pass for this CPU; this takes half a minute, once")
     reference = Reference(model)
-    forward = CompiledForward(model, CompiledModel(model, blueprint))
-    if why_not := reference.refuses(forward):
+    try:
+        forward = CompiledForward(model, CompiledModel(model, blueprint))
+        why_not = reference.refuses(forward)
+    except Unsupported as problem:
+        why_not = str(problem)
+    if why_not:
         raise ConfigError(f"forward='compiled' cannot run this model: {why_not}; use forward='auto'")
     return forward
 

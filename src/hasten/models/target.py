@@ -6,6 +6,7 @@ import statistics
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence as AbstractSequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -74,6 +75,10 @@ class Target(ABC):
                 f"the prompt has {len(token_ids)} tokens, the context holds {limit}; shorten the prompt"
             )
 
+    def undisturbed(self) -> AbstractContextManager[None]:
+        """What to hold during a step, so that nothing else takes the processor from its passes."""
+        return nullcontext()
+
     def synchronize(self) -> None:
         """Wait for the device, so that clocks mean something."""
         if self.device.type == "cuda":
@@ -88,11 +93,11 @@ class Target(ABC):
         session = self.open()
         session.prefill([prompt])
         times: dict[int, list[float]] = {}
-        for _ in range(repeats + 1):
-            for count in rows:
-                tree = session.fit(
-                    DraftTree.chain([1 + node % (self.vocab_size - 1) for node in range(count - 1)])
-                )
+        for count in rows * (repeats + 1):
+            tree = session.fit(
+                DraftTree.chain([1 + node % (self.vocab_size - 1) for node in range(count - 1)])
+            )
+            with self.undisturbed():
                 start = time.perf_counter()
                 session.forward([tree])
                 self.synchronize()

@@ -93,12 +93,13 @@ def _read(model: Any) -> Blueprint:
         _read_layer(layer, mask_kinds.index(kind), angle_kind)
         for layer, kind, angle_kind in zip(base.layers, types, angle_kinds, strict=True)
     ]
-    if _rope_types(config) & set(_TURNING_ROTARY):
-        raise Unsupported("its rotary angles depend on the length of the text")
+    _refuse_what_depends_on_length(config)
     head = Matrix(head_parent, (head_name,))
+    last_norm = _first(base, "norm", "final_layernorm", "final_layer_norm")
+    _refuse_other_weights(model, layers, [last_norm, *head.layers, embedding])
     return Blueprint(
         layers,
-        _first(base, "norm", "final_layernorm", "final_layer_norm"),
+        last_norm,
         head,
         _find(model, embedding),
         embedding.weight is head.layers[0].weight,
@@ -122,10 +123,30 @@ def _first(parent: nn.Module, *names: str) -> Any:
     raise Unsupported(f"{type(parent).__name__} has none of {', '.join(names)}")
 
 
-def _rope_types(config: Any) -> set[str]:
+def _refuse_what_depends_on_length(config: Any) -> None:
+    """No short text shows these differences."""
     rope = getattr(config, "rope_parameters", None) or {}
-    several = [value for value in rope.values() if isinstance(value, dict)] or [rope]
-    return {str(one.get("rope_type", "default")) for one in several}
+    for one in [value for value in rope.values() if isinstance(value, dict)] or [rope]:
+        if one.get("rope_type") in _TURNING_ROTARY:
+            raise Unsupported("its rotary angles depend on the length of the text")
+        if one.get("llama_4_scaling_beta"):
+            raise Unsupported("its attention becomes sharper along the text")
+
+
+def _refuse_other_weights(model: Any, layers: list[LayerPlan], others: list[Any]) -> None:
+    """A weight that nothing here reads may do nothing in the short text that logits are compared on."""
+    read = [*others, *(norm for layer in layers for norm in layer.norms if norm is not None)]
+    read += [linear for layer in layers for matrix in layer.matrices for linear in matrix.layers]
+    known = {id(parameter) for module in read for parameter in module.parameters()}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in known:
+            raise Unsupported(f"it has a weight it does not know, {name}")
+    shapes = {
+        tuple(linear.weight.shape for matrix in layer.matrices for linear in matrix.layers)
+        for layer in layers
+    }
+    if len(shapes) > 1:
+        raise Unsupported("its layers are not all of one size")
 
 
 def _read_layer(layer: Any, mask_kind: int, angle_kind: str) -> LayerPlan:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,8 @@ _ALLOWED = {torch.float32: 1e-3, torch.bfloat16: 0.05}
 
 def is_compiled() -> bool:
     """Whether compiled code of an earlier run is at hand."""
-    directory = Path(step.run._cache.cache_path)  # type: ignore[attr-defined]
-    return any(directory.glob("step.run-*.nbi"))
+    directory = Path(step.run._cache.cache_path)
+    return any(directory.glob("step.*run-*.nbi"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,16 @@ class CompiledForward(Forward):
 
     def mask(self, visible: dict[str, Visible]) -> VisibleSlots:
         return VisibleSlots(np.stack([*visible.values()]))
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """torch's threads look for work for milliseconds after each parallel operation; here they rest."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     @torch.inference_mode()
     def __call__(
@@ -225,7 +237,7 @@ class CompiledModel:
             self._angles = np.concatenate((self._angles, more), axis=1)
         first_slot, addresses = self._make_room(cache, batch, width)
         scratch = self._scratch_for(len(rows), len(wanted), num_slots)
-        workers = team()
+        workers = team(self._tiles.num_threads)
         call = step.Call(
             token_ids=token_ids.reshape(-1)[rows],
             positions=positions,
@@ -263,7 +275,7 @@ class CompiledModel:
 
     def _scratch_for(self, num_rows: int, num_wanted: int, num_slots: int) -> step.Scratch:
         model, kind = self._model, self._tiles.values.dtype
-        threads = torch.get_num_threads()
+        threads = self._tiles.num_threads
         rows, wanted = (-(-count // 64) * 64 for count in (num_rows, num_wanted))
         slots = -(-num_slots // 256) * 256
         sizes = (threads, rows, wanted, slots)

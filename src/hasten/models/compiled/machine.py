@@ -3,6 +3,8 @@
 # ruff: noqa: PLR0917
 from __future__ import annotations
 
+import zlib
+from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -14,6 +16,12 @@ from numba.extending import intrinsic as _typed_intrinsic, overload
 
 intrinsic: Any = _typed_intrinsic  # numba describes the function, not what is made of it
 _IS_X86 = "x86" in llvm.get_process_triple()
+
+
+def sources_digest() -> int:
+    """Changes with any file of this folder, so that code compiled from older ones is not used again."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return zlib.crc32(b"".join(file.read_bytes() for file in files))
 
 
 @intrinsic
@@ -67,6 +75,13 @@ def write(array, place, value):
     raise TypeError("for compiled code only")
 
 
+@numba.njit(nogil=True, inline="always")
+def bfloat16_bits(value):
+    """The bits of a float32 rounded to bfloat16, in the upper half; the lower one is to be cut off."""
+    bits = bits_of_float(numba.float32(value))
+    return bits + numba.uint32(0x7FFF) + ((bits >> numba.uint32(16)) & numba.uint32(1))
+
+
 @overload(read, inline="always")
 def _read(array, place):
     if array.dtype == types.uint16:
@@ -79,9 +94,7 @@ def _write(array, place, value):
     if array.dtype == types.uint16:
 
         def rounded(array, place, value):
-            bits = bits_of_float(numba.float32(value))
-            odd = (bits >> numba.uint32(16)) & numba.uint32(1)
-            array[place] = numba.uint16((bits + numba.uint32(0x7FFF) + odd) >> numba.uint32(16))
+            array[place] = numba.uint16(bfloat16_bits(value) >> numba.uint32(16))
 
         return rounded
 

@@ -89,7 +89,7 @@ def tile_product(rows: int, tiles: int, layout: Layout) -> Any:
             read_w, multiply = _kernel(w_type, layout)
             values_a_unit = 2 if w_type is _I16 and layout == "packed" else 1
             x_rows, x_unit = _x_places(builder, first_x, x_stride, rows, layout, values_a_unit)
-            looks_ahead = layout == "packed" and rows == MAX_ROWS and tiles == PANEL
+            looks_ahead = layout == "packed" and tiles == PANEL
             w_tiles = [builder.gep(first_w, [builder.mul(w_tile, _I64(tile))]) for tile in range(tiles)]
 
             def step(unit: _Value, sums: list[list[_Value]]) -> list[list[_Value]]:

@@ -12,7 +12,7 @@ import math
 import numba
 import numpy as np
 
-from hasten.models.compiled.machine import float_of_bits, stay_apart, write
+from hasten.models.compiled.machine import bfloat16_bits, float_of_bits, stay_apart, write
 from hasten.models.compiled.products import LANES, MAX_ROWS
 
 RMS_NORM, LAYER_NORM = 0, 1
@@ -78,9 +78,10 @@ def pack(values, at, count, x, start, distance):
     stay_apart()
     row, target = values[at : at + count], x[start:]
     if x.itemsize == 2:
+        pairs, apart = target[: len(target) // 2 * 2].view(np.uint32), distance // 2
         for pair in range(count // 2):
-            write(target, pair * distance, row[2 * pair])
-            write(target, pair * distance + 1, row[2 * pair + 1])
+            low = bfloat16_bits(row[2 * pair]) >> numba.uint32(16)
+            pairs[pair * apart] = (bfloat16_bits(row[2 * pair + 1]) & numba.uint32(0xFFFF0000)) | low
     else:
         for place in range(count):
             write(target, place * distance, row[place])

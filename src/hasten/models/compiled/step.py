@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hasten.models.compiled.attention import GROUP, pad_values, score, weigh
 from hasten.models.compiled.linear import multiply, share
-from hasten.models.compiled.machine import as_pointer, meet, read, stay_apart, write
+from hasten.models.compiled.machine import as_pointer, meet, read, sources_digest, stay_apart, write
 from hasten.models.compiled.products import LANES, MAX_ROWS, PANEL
 from hasten.models.compiled.rows import (
     activate,
@@ -127,9 +127,20 @@ class Scratch(NamedTuple):
 _inline = numba.njit(nogil=True, error_model="numpy", inline="always")
 
 
-@numba.njit(nogil=True, error_model="numpy", cache=True)
-def run(thread, num_threads, model, call, scratch):
-    """One pass; the last meeting tells the first thread that all others are done."""
+def _stored(sources):
+    """numba looks a function's compiled code up by its own file and by what it closes over."""
+
+    @numba.njit(nogil=True, error_model="numpy", cache=True)
+    def run(thread, num_threads, model, call, scratch):
+        if sources >= 0:
+            _run(thread, num_threads, model, call, scratch)
+
+    return run
+
+
+@_inline
+def _run(thread, num_threads, model, call, scratch):
+    """The last meeting tells the first thread that all others are done."""
     meeting, count = call.meeting, len(call.token_ids)
     first, last = share(count, 1, thread, num_threads)
     for row in range(first, last):
@@ -476,3 +487,7 @@ def _activate(first, last, matrix, count, model, scratch):
             place = start + _packed_offset(scratch.x_inner, tile // step * LANES, distance)
             lanes = min(LANES, inner - tile // step * LANES)
             pack(scratch.wide, at, lanes, scratch.x_inner, place, distance)
+
+
+run = _stored(sources_digest())
+"""One pass: run(thread, num_threads, Model, Call, Scratch)"""

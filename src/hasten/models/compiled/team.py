@@ -6,10 +6,8 @@ import os
 import queue
 import threading
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
-
-import torch
 
 Task = Callable[[], Any]
 
@@ -28,13 +26,13 @@ class Team:
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> None:
         for thread, tasks in enumerate(self._tasks, 1):
-            tasks.put(lambda thread=thread: function(thread, self.num_threads, *arguments))
+            tasks.put(partial(function, thread, self.num_threads, *arguments))
         function(0, self.num_threads, *arguments)
 
 
-def team() -> Team:
-    """As many threads as torch uses now."""
-    return _team(torch.get_num_threads(), os.getpid())
+def team(num_threads: int) -> Team:
+    """One for all models that use as many threads."""
+    return _team(num_threads, os.getpid())
 
 
 @cache

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hasten.models.compiled.linear import multiply, share
-from hasten.models.compiled.machine import meet
+from hasten.models.compiled.machine import meet, sources_digest
 from hasten.models.compiled.products import LANES, MAX_ROWS, PANEL
 from hasten.models.compiled.rows import pack, packed_start
 from hasten.models.compiled.team import team
@@ -40,6 +40,8 @@ class Tiles:
         # numpy asks for huge pages, without which looking addresses up slows the stream down.
         self.values: NDArray[Any] = np.empty(num_values, DTYPES[dtype])
         self.tensor = torch.from_numpy(self.values).view(dtype)
+        self.num_threads = torch.get_num_threads()
+        """of those who multiply with them"""
         self._filled = 0
 
     def add(self, *matrices: torch.Tensor) -> int:
@@ -104,7 +106,9 @@ class TiledLinear(PackedLinear):
         places = (at + turn * tile, step * tile, num_tiles(self.out_features))
         values = rows.float().contiguous().numpy().reshape(-1)
         meetings = np.zeros(1, np.int64)
-        team().run(_apply, values, count, self.in_features, x, self._tiles.values, *places, out, meetings)
+        team(self._tiles.num_threads).run(
+            _apply, values, count, self.in_features, x, self._tiles.values, *places, out, meetings
+        )
         result = torch.from_numpy(out[:count, : self.out_features]).to(states.dtype)
         if self._order is not None:
             result = result[:, self._order]
@@ -132,8 +136,8 @@ class TiledEmbedding(nn.Module):
         return tiles[token_ids // LANES, :, token_ids % LANES].flatten(-2)
 
 
-@numba.njit(nogil=True, error_model="numpy", cache=True)
-def _apply(thread, num_threads, values, count, size, x, w, w_at, w_tile, num_tiles, out, meetings):
+@numba.njit(nogil=True, error_model="numpy", inline="always")
+def _multiply(thread, num_threads, values, count, size, x, w, w_at, w_tile, num_tiles, out, meetings):
     """Rows of float32 values times the tiles."""
     first, last = share(count, 1, thread, num_threads)
     for row in range(first, last):
@@ -143,3 +147,17 @@ def _apply(thread, num_threads, values, count, size, x, w, w_at, w_tile, num_til
     first, last = share(num_tiles, PANEL, thread, num_threads)
     multiply(x, count, size, w, w_at, w_tile, first, last, out.reshape(-1), out.shape[1])
     meet(meetings, num_threads, meeting)
+
+
+def _stored(sources):
+    """See step.py."""
+
+    @numba.njit(nogil=True, error_model="numpy", cache=True)
+    def apply(thread, num_threads, values, count, size, x, w, w_at, w_tile, num_tiles, out, meetings):
+        if sources >= 0:
+            _multiply(thread, num_threads, values, count, size, x, w, w_at, w_tile, num_tiles, out, meetings)
+
+    return apply
+
+
+_apply = _stored(sources_digest())

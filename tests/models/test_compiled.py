@@ -1,0 +1,301 @@
+"""The compiled pass computes what the modules of transformers compute, or says that it will not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from compiled_models import (
+    ALL,
+    COMPILED,
+    COMPILED_ARCHITECTURES,
+    REFUSED,
+    all_logits,
+    compiled,
+    decoder,
+    last_logits,
+    text_of,
+)
+from conftest import ARCHITECTURES, build_model
+from hasten.core import SamplingParams
+from hasten.engine import LanguageModel
+from hasten.errors import ConfigError
+from hasten.models import forwards
+from hasten.models.causal_lm import CausalLM
+from hasten.models.compiled.blueprint import Unsupported, read_blueprint
+from hasten.models.compiled.executor import CompiledForward
+from hasten.models.compiled.tiles import TiledEmbedding, TiledLinear
+from hasten.models.forward import Forward
+from hasten.models.forwards import prepare, restore
+from hasten.models.hidden_tap import HiddenTap
+from hasten.models.packed import OneDnnLinear, PackedLinear
+from hasten.models.slot_cache import SlotCache
+
+DTYPES = [torch.float32, torch.bfloat16]
+GREEDY = SamplingParams(max_new_tokens=12, ignore_eos=True)
+needs_mkldnn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
+
+
+@torch.inference_mode()
+def stock_logits(model, text):
+    return model(torch.tensor([text])).logits[0].float()
+
+
+def assert_close(found, expected, tolerance=1e-4):
+    assert float((found - expected).abs().max()) <= tolerance * float(expected.abs().max())
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """measured(stock, packed, compiled): pretend that passes take this long."""
+
+    def pretend(stock, packed, compiled):
+        monkeypatch.setattr(forwards, "packed_ratio", lambda linear: packed / stock)
+        monkeypatch.setattr(
+            forwards, "_milliseconds", lambda model, forward: stock if forward is None else compiled
+        )
+
+    return pretend
+
+
+def test_these_architectures_are_compiled():
+    """The set must not shrink unnoticed."""
+    found = set()
+    for name in ARCHITECTURES:
+        try:
+            read_blueprint(build_model(name))
+        except Unsupported as problem:
+            assert str(problem)
+        else:
+            found.add(name)
+    assert found == set(COMPILED_ARCHITECTURES)
+    assert len({config for config, _ in COMPILED.values()} | found) >= 20
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_logits_are_those_of_the_modules(name):
+    model = decoder(name)
+    text = text_of(Forward(model), 60)
+    expected = stock_logits(model, text)
+    forward = prepare(model, "compiled").forward
+    assert isinstance(forward, CompiledForward)
+    for cached in (0, 30, 50):
+        assert_close(all_logits(forward, text, cached), expected[cached:])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_bfloat16_rounds_no_more_than_the_modules(name):
+    precise, rounded = decoder(name), decoder(name, torch.bfloat16)
+    precise.load_state_dict(rounded.state_dict())
+    text = text_of(Forward(precise), 50)
+    expected = stock_logits(precise, text)
+    noise = (stock_logits(rounded, text) - expected)[20:].square().mean().sqrt()
+    found = all_logits(prepare(rounded, "compiled").forward, text, 20)
+    assert (found - expected[20:]).square().mean().sqrt() <= 1.1 * noise
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ALL)
+def test_the_probe_finds_the_compiled_pass_fit_for_trees(name, dtype):
+    assert CausalLM(decoder(name), forward=compiled(name, dtype)).probe.mode == "tree"
+
+
+@pytest.mark.parametrize("name", sorted(set(ARCHITECTURES) - set(COMPILED_ARCHITECTURES)))
+def test_other_architectures_are_refused_and_run_as_before(name, measured):
+    measured(2.0, 1.0, 1.0)
+    model = build_model(name)
+    expected = LanguageModel(CausalLM(build_model(name)), drafter="off").generate([5, 6, 7], GREEDY)
+    with pytest.raises(ConfigError, match=r"'compiled' cannot run this model: .+; use forward='auto'"):
+        prepare(model, "compiled")
+    prepared = prepare(model, "auto")
+    assert prepared.name in ("stock", "packed")
+    assert "not compiled: " in prepared.reason
+    assert prepared.forward is None
+    found = LanguageModel(CausalLM(model), drafter="off").generate([5, 6, 7], GREEDY)
+    assert found.token_ids == expected.token_ids
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_go_wrong_is_refused_with_a_reason(name, measured):
+    measured(1.0, 2.0, 0.1)
+    model = decoder(name)
+    text = text_of(Forward(model), 12)
+    expected = stock_logits(model, text)
+    prepared = prepare(model, "auto")
+    assert (prepared.name, prepared.forward) == ("stock", None)
+    assert REFUSED[name][2] in prepared.reason
+    assert torch.equal(stock_logits(model, text), expected)
+    with pytest.raises(ConfigError, match=REFUSED[name][2]):
+        prepare(decoder(name), "compiled")
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "olmo3", "qwen2-sliding-layers"])
+def test_layers_of_one_model_attend_differently(name, monkeypatch):
+    """With one mask for all layers, logits beyond the window would differ."""
+    forward = compiled(name)
+    text = text_of(forward, 40)
+    expected = last_logits(forward, text)
+    for chosen in (0, 1):
+        mask = forward.mask
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                forward,
+                "mask",
+                lambda v, mask=mask, chosen=chosen: mask(dict.fromkeys(v, [*v.values()][chosen])),
+            )
+            with pytest.raises(AssertionError):
+                assert_close(last_logits(forward, text), expected, 1e-2)
+
+
+@pytest.mark.parametrize(
+    "name", ["gemma2", "gpt-neox", "phi3", "llama-biases-tied", "phi", "llama-many-tiles"]
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_modules_read_the_same_weights(name, dtype):
+    """Whatever the compiled pass cannot do, the transformers model still does."""
+    stock, model = decoder(name, dtype), decoder(name, dtype)
+    names = [layer for layer, module in stock.named_modules() if type(module) is nn.Linear]
+    expected_bytes = CausalLM(stock).num_bytes()
+    forward = prepare(model, "compiled").forward
+    for layer in names:
+        tiled = model.get_submodule(layer)
+        assert type(tiled) is TiledLinear
+        assert torch.equal(tiled.weight, stock.get_submodule(layer).weight)
+    assert CausalLM(model, forward=forward).num_bytes() == expected_bytes
+    assert torch.equal(model.get_input_embeddings().weight, stock.get_input_embeddings().weight)
+
+    tolerance = 1e-4 if dtype is torch.float32 else 0.05
+    plain, text = Forward(stock), text_of(forward, 20)
+    tokens, positions = np.array([text]), np.arange(20)[None]
+    assert_close(
+        forward(tokens, positions, None, None).float(),
+        plain(tokens, positions, None, None).float(),
+        tolerance,
+    )
+    embedded = forward.embed(text)
+    assert torch.equal(embedded, plain.embed(text))
+    found, expected = (
+        one.from_embeddings(embedded[None], positions, None).float() for one in (forward, plain)
+    )
+    assert_close(found, expected, tolerance)
+    with torch.inference_mode():
+        hidden = [
+            one(torch.tensor([text]), output_hidden_states=True).hidden_states for one in (model, stock)
+        ]
+    for found, expected in zip(*hidden, strict=True):
+        assert_close(found.float(), expected.float(), tolerance)
+
+
+def test_attention_weights_and_hidden_states_are_those_of_the_modules():
+    forward, plain = compiled("llama"), Forward(decoder("llama"))
+    tokens, positions = np.array([text_of(forward, 9)]), np.arange(9)[None]
+    visible = {"full_attention": np.tri(9, dtype=np.bool_)[None]}
+    mask = plain.mask(visible)
+    found, expected = (
+        one.attention_weights(tokens, positions, mask, SlotCache()) for one in (forward, plain)
+    )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["gpt-neox", "phi3", "llama-biases-tied", "qwen3-tied"])
+def test_a_restored_model_is_the_stock_model(name, dtype):
+    stock, model = decoder(name, dtype), decoder(name, dtype)
+    text = text_of(Forward(stock), 20)
+    prepare(model, "compiled")
+    restore(model)
+    assert not any(isinstance(module, PackedLinear | TiledEmbedding) for module in model.modules())
+    assert {key: value.shape for key, value in model.state_dict().items()}.items() <= {
+        key: value.shape for key, value in stock.state_dict().items()
+    }.items()
+    assert torch.equal(stock_logits(model, text), stock_logits(stock, text))
+
+
+def test_unknown_ways_are_refused():
+    with pytest.raises(ConfigError, match=r"forward='fast'.*auto, stock, packed, compiled"):
+        prepare(build_model(), "fast")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_other_dtypes_stay_as_they_are(dtype):
+    model = build_model(dtype=dtype)
+    prepared = prepare(model, "auto")
+    assert (prepared.name, prepared.forward) == ("stock", None)
+    assert "float32 or bfloat16" in prepared.reason
+    with pytest.raises(ConfigError, match=f"it is in {str(dtype)[6:]} on cpu"):
+        prepare(model, "compiled")
+
+
+def test_stock_changes_nothing():
+    model = build_model()
+    prepared = prepare(model, "stock")
+    assert (prepared.name, prepared.reason, prepared.forward) == ("stock", "as asked", None)
+    assert not any(isinstance(module, PackedLinear) for module in model.modules())
+
+
+@needs_mkldnn
+@pytest.mark.parametrize(
+    ("times", "expected", "kind"),
+    [
+        ((3.0, 2.0, 1.0), "compiled", TiledLinear),
+        ((3.0, 1.0, 2.0), "packed", OneDnnLinear),
+        ((1.0, 2.0, 3.0), "stock", nn.Linear),
+        ((1.0, 0.99, 0.98), "stock", nn.Linear),
+    ],
+)
+def test_auto_takes_what_was_measured_to_be_fastest(times, expected, kind, measured):
+    measured(*times)
+    model = decoder("llama-biases-tied")
+    text = text_of(Forward(model), 20)
+    logits = stock_logits(model, text)
+    prepared = prepare(model, "auto")
+    assert prepared.name == expected
+    assert all(
+        f"{way} {spent:.1f}" in prepared.reason
+        for way, spent in zip(("stock", "packed"), times, strict=False)
+    )
+    assert (prepared.forward is not None) == (expected == "compiled")
+    assert {type(m) for m in model.modules() if isinstance(m, PackedLinear | nn.Linear)} == {kind}
+    assert_close(stock_logits(model, text), logits)
+
+
+def test_auto_measures_by_itself():
+    prepared = prepare(build_model(), "auto")
+    assert "milliseconds of 1 row and of 16: stock" in prepared.reason
+
+
+WRONG = {
+    "score_scale": 0.5,
+    "residual_scale": 0.9,
+    "eps": 0.3,
+    "activation": 1,
+    "num_heads": None,
+    "embedding_scale": 2.0,
+    "logit_scale": 0.7,
+}
+
+
+@pytest.mark.parametrize("field", [name for name, value in WRONG.items() if value is not None])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_pass_that_computes_something_else_is_refused(field, dtype, monkeypatch, measured):
+    measured(1.0, 2.0, 0.1)
+
+    def misread(model):
+        blueprint = read_blueprint(model)
+        return replace(blueprint, sizes={**blueprint.sizes, field: WRONG[field]})
+
+    monkeypatch.setattr(forwards, "read_blueprint", misread)
+    with pytest.raises(ConfigError, match="logits differ by"):
+        prepare(decoder("llama", dtype), "compiled")
+    model = decoder("llama", dtype)
+    text = text_of(Forward(model), 20)
+    expected = stock_logits(model, text)
+    prepared = prepare(model, "auto")
+    assert (prepared.name, prepared.forward) == ("stock", None)
+    assert "logits differ by" in prepared.reason
+    assert torch.equal(stock_logits(model, text), expected)
