@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -31,7 +32,6 @@ from hasten.models.compiled.executor import CompiledForward
 from hasten.models.compiled.tiles import TiledEmbedding, TiledLinear
 from hasten.models.forward import Forward
 from hasten.models.forwards import prepare, restore
-from hasten.models.hidden_tap import HiddenTap
 from hasten.models.packed import OneDnnLinear, PackedLinear
 from hasten.models.slot_cache import SlotCache
 
@@ -66,11 +66,8 @@ def test_these_architectures_are_compiled():
     """The set must not shrink unnoticed."""
     found = set()
     for name in ARCHITECTURES:
-        try:
+        with suppress(Unsupported):
             read_blueprint(build_model(name))
-        except Unsupported as problem:
-            assert str(problem)
-        else:
             found.add(name)
     assert found == set(COMPILED_ARCHITECTURES)
     assert len({config for config, _ in COMPILED.values()} | found) >= 20
@@ -274,13 +271,12 @@ WRONG = {
     "residual_scale": 0.9,
     "eps": 0.3,
     "activation": 1,
-    "num_heads": None,
     "embedding_scale": 2.0,
     "logit_scale": 0.7,
 }
 
 
-@pytest.mark.parametrize("field", [name for name, value in WRONG.items() if value is not None])
+@pytest.mark.parametrize("field", WRONG)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_pass_that_computes_something_else_is_refused(field, dtype, monkeypatch, measured):
     measured(1.0, 2.0, 0.1)

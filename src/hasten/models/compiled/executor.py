@@ -16,6 +16,7 @@ from hasten.models.attention import AttentionKinds, Visible
 from hasten.models.compiled import step
 from hasten.models.compiled.attention import GROUP
 from hasten.models.compiled.blueprint import Blueprint, Matrix, Unsupported, norm_vectors
+from hasten.models.compiled.mapped_files import MappedFiles
 from hasten.models.compiled.products import LANES, MAX_ROWS, PANEL
 from hasten.models.compiled.step import NONE
 from hasten.models.compiled.team import team
@@ -113,6 +114,7 @@ class CompiledModel:
         self._angles = self._read_angles(0, 1)
         self._vectors: list[torch.Tensor] = []
         self._num_vector_values = 0
+        self._files = MappedFiles()
         self._tiles = Tiles(_num_values(blueprint), model.dtype)
         self._model = self._take_over(blueprint)
         self._scratch: tuple[tuple[int, ...], step.Scratch] | None = None
@@ -175,6 +177,8 @@ class CompiledModel:
                 values = values.view(matrix.turns, -1, LANES).transpose(0, 1).reshape(-1)
             bias = self._add_vector(torch.cat((values, torch.zeros(-outputs % LANES))))
         self._replace(matrix, at, inner)
+        for layer in layers:
+            self._files.forget(layer.weight)
         return [at, matrix.turns * num_tiles(outputs // matrix.turns), bias]
 
     def _replace(self, matrix: Matrix, at: int, inner: int) -> None:

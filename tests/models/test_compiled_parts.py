@@ -1,0 +1,268 @@
+"""Parts of the compiled pass: products of tiles, rows that are packed, threads that wait for each other."""
+
+# ruff: noqa: PLR0917
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import numba
+import numpy as np
+import pytest
+import torch
+
+from compiled_models import compiled, text_of, torch_threads
+from hasten.models.compiled import products
+from hasten.models.compiled.executor import VisibleSlots
+from hasten.models.compiled.linear import share
+from hasten.models.compiled.machine import meet, read, transpose_16, write
+from hasten.models.compiled.products import LANES, MAX_ROWS, PANEL, ROW_COUNTS
+from hasten.models.compiled.rows import block_rows, exp, pack, packed_start
+from hasten.models.compiled.team import Team, team
+from hasten.models.compiled.tiles import TiledEmbedding, TiledLinear, Tiles
+from hasten.models.slot_cache import SlotCache
+
+KINDS = {torch.float32: np.float32, torch.bfloat16: np.uint16}
+DTYPES = list(KINDS)
+
+
+def as_numpy(tensor):
+    return (
+        tensor.contiguous()
+        .reshape(-1)
+        .view(torch.uint16 if tensor.dtype is torch.bfloat16 else tensor.dtype)
+        .numpy()
+    )
+
+
+def product_of(rows, tiles, layout):
+    product = products.tile_product(rows, tiles, layout)
+
+    @numba.njit
+    def run(x, x_stride, w, w_at, w_tile, w_unit, units, out, stride):
+        product(x, 0, x_stride, w, w_at, w_tile, w_unit, units, out, 0, stride)
+
+    return run
+
+
+def packed_product(rows, tiles, dtype, units):
+    """(what tile_product gives, what it should) of packed x and packed tiles."""
+    generator = torch.Generator().manual_seed(rows + 10 * tiles)
+    width = 4 // dtype.itemsize
+    x = torch.randn(rows, units * width, generator=generator).to(dtype)
+    w = torch.randn(tiles, LANES, units * width, generator=generator).to(dtype)
+    packed_x = x.view(rows, units, width).transpose(0, 1)
+    packed_w = w.view(tiles, LANES, units, width).transpose(1, 2)
+    out = np.full((rows, tiles * LANES + 3), -1, np.float32)
+    distances = LANES * units * width, LANES * width
+    product_of(rows, tiles, "packed")(
+        as_numpy(packed_x), 0, as_numpy(packed_w), 0, *distances, units, out.reshape(-1), out.shape[1]
+    )
+    assert (out[:, tiles * LANES :] == -1).all()
+    return out[:, : tiles * LANES], (x.double() @ w.double().flatten(0, 1).T).numpy()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tiles", sorted({1, PANEL}))
+@pytest.mark.parametrize("rows", ROW_COUNTS)
+def test_packed_products_are_those_of_matrices(rows, tiles, dtype):
+    for units in (1, 7, 40):
+        found, expected = packed_product(rows, tiles, dtype, units)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", ROW_COUNTS)
+def test_a_cpu_without_bfloat16_products_computes_the_same(rows, monkeypatch):
+    monkeypatch.setattr(products, "HAS_BF16_DOT", False)
+    for tiles in sorted({1, PANEL}):
+        found, expected = packed_product(rows, tiles, torch.bfloat16, 40)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tiles", [1, 2])
+@pytest.mark.parametrize("rows", ROW_COUNTS)
+def test_products_of_rows_are_those_of_matrices(rows, tiles, dtype):
+    units, channels, stride = 37, 48, 41
+    generator = torch.Generator().manual_seed(rows)
+    x = torch.randn(rows, stride, generator=generator)
+    w = torch.randn(units, channels, generator=generator).to(dtype)
+    out = np.full((rows, channels), -1, np.float32)
+    product_of(rows, tiles, "rows")(
+        as_numpy(x), stride, as_numpy(w), 16, LANES, channels, units, out.reshape(-1), channels
+    )
+    expected = x[:, :units].double() @ w.double()[:, 16 : 16 + tiles * LANES]
+    np.testing.assert_allclose(out[:, : tiles * LANES], expected.numpy(), atol=1e-4)
+    assert (out[:, tiles * LANES :] == -1).all()
+
+
+@numba.njit
+def _round_trip(values, array, out):
+    for place in range(len(values)):
+        write(array, place, values[place])
+        out[place] = read(array, place)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_values_are_rounded_as_torch_rounds_them(dtype):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(1000, generator=generator) * 10.0 ** torch.arange(-5, 5).repeat(100)
+    values[:6] = torch.tensor([0.0, -0.0, 1.00390625, 1.01171875, -1.00390625, 3e38])  # ties to even
+    array, out = np.zeros(1000, KINDS[dtype]), np.zeros(1000, np.float32)
+    _round_trip(values.numpy(), array, out)
+    assert torch.equal(torch.from_numpy(out), values.to(dtype).float())
+
+
+@numba.njit
+def _exps(values):
+    for place in range(len(values)):
+        values[place] = exp(values[place])
+
+
+def test_exp_is_exact_to_float32_and_0_far_below():
+    values = np.linspace(-86.9, 88, 10_001).astype(np.float32)
+    found = values.copy()
+    _exps(found)
+    np.testing.assert_allclose(found, np.exp(values.astype(np.float64)), rtol=4e-7)
+    far = np.array([-3e38, -1e5, -88], np.float32)
+    _exps(far)
+    assert not far.any()
+
+
+@numba.njit
+def _transpose(source, target):
+    transpose_16(source, 3, 20, target, 5)
+
+
+def test_blocks_of_16_are_transposed():
+    source, target = np.arange(400, dtype=np.float32), np.zeros(300, np.float32)
+    _transpose(source, target)
+    block = source[3 : 3 + 320].reshape(16, 20)[:, :16]
+    assert np.array_equal(target[5 : 5 + 256].reshape(16, 16), block.T)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 5, 8, 9, 16, 19])
+def test_packed_rows_have_places_of_their_own(num_rows, dtype):
+    size = 12
+    values = torch.randn(num_rows, size)
+    blocks = -(-num_rows // MAX_ROWS)
+    x = torch.zeros(blocks * MAX_ROWS * size, dtype=dtype)
+    for row in range(num_rows):
+        start, distance = packed_start(as_numpy(x), row, num_rows, size)
+        pack(values.reshape(-1).numpy(), row * size, size, as_numpy(x), start, distance)
+    width, at = 4 // dtype.itemsize, 0
+    for block in range(blocks):
+        rows = block_rows(block, num_rows)
+        found = x[at : at + rows * size].view(size // width, rows, width).transpose(0, 1).reshape(rows, size)
+        expected = values[block * MAX_ROWS :][:rows].to(dtype)
+        assert torch.equal(found[: len(expected)], expected)
+        at += rows * size
+
+
+@pytest.mark.parametrize("multiple", [1, 3])
+def test_shares_cover_everything_once(multiple):
+    for count in range(40):
+        for num_threads in (1, 2, 3, 7):
+            parts = [share(count, multiple, thread, num_threads) for thread in range(num_threads)]
+            assert [place for part in parts for place in range(*part)] == list(range(count))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_layers_over_shared_tiles_compute_what_plain_ones_do(dtype, num_threads):
+    generator = torch.Generator().manual_seed(0)
+    one, two = (torch.randn(48, 20, generator=generator).to(dtype) for _ in range(2))
+    last, bias = (
+        torch.randn(41, 20, generator=generator).to(dtype),
+        torch.randn(41, generator=generator).to(dtype),
+    )
+    with torch_threads(num_threads):
+        tiles = Tiles((96 + 48) * 20, dtype)
+    at, end = tiles.add(one, two), tiles.add(last)
+    layers = [TiledLinear(tiles, at, 48, 20, None, 2, turn) for turn in (0, 1)]
+    layers.append(TiledLinear(tiles, end, 41, 20, bias))
+    for layer, weight in zip(layers, (one, two, last), strict=True):
+        assert torch.equal(layer.weight, weight)
+        for shape in ((1, 20), (2, 3, 20), (19, 20)):
+            states = torch.randn(*shape, generator=generator).to(dtype)
+            expected = torch.nn.functional.linear(states, weight, layer.bias)
+            assert layer(states).dtype is dtype
+            torch.testing.assert_close(
+                layer(states), expected, atol=1e-4 if dtype is torch.float32 else 0.1, rtol=0.02
+            )
+    token_ids = torch.tensor([[0, 40], [17, 3]])
+    assert torch.equal(TiledEmbedding(layers[2])(token_ids), last[token_ids])
+
+
+@numba.njit(nogil=True)
+def _count(thread, num_threads, meeting, meetings, seen, sums):
+    """Each thread leaves its number; after a meeting all have to be there."""
+    for turn in range(len(sums[0])):
+        seen[turn, thread] = thread + 1
+        meeting = meet(meetings, num_threads, meeting)
+        sums[thread, turn] = seen[turn].sum()
+    meet(meetings, num_threads, meeting)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_threads_meet_and_nobody_is_left_behind(num_threads):
+    """Runs follow each other at once: the last to leave a run must not miss the first meeting of the next."""
+    workers, meetings = Team(num_threads), np.zeros(1, np.int64)
+    for _ in range(2000 if num_threads < 3 else 60):
+        seen, sums = np.zeros((2, num_threads), np.int64), np.zeros((num_threads, 2), np.int64)
+        meeting = int(meetings[0]) // num_threads + 1
+        workers.run(_count, meeting, meetings, seen, sums)
+        assert (sums == num_threads * (num_threads + 1) // 2).all()
+
+
+class SlowQueue:
+    """Gives another caller the time to come in between."""
+
+    def __init__(self, tasks):
+        self._tasks = tasks
+
+    def put(self, task):
+        self._tasks.put(task)
+        if threading.current_thread().name == "slow":
+            time.sleep(0.05)
+
+
+def test_a_team_serves_two_callers():
+    """A draft model reads ahead while the target runs: neither may hold threads that the other waits for."""
+    workers, results = Team(3), []
+    workers._tasks = [SlowQueue(tasks) for tasks in workers._tasks]
+
+    def work():
+        for _ in range(3):
+            seen, sums = np.zeros((2, 3), np.int64), np.zeros((3, 2), np.int64)
+            workers.run(_count, 1, np.zeros(1, np.int64), seen, sums)
+            results.append((sums == 6).all())
+
+    callers = [threading.Thread(target=work, daemon=True, name=name) for name in ("slow", "fast")]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(20)
+    assert len(results) == 6
+    assert all(results)
+
+
+def test_there_is_one_team_for_as_many_threads(monkeypatch):
+    assert team(1) is team(1)
+    assert team(1).num_threads == 1
+    first = team(1)
+    monkeypatch.setattr(os, "getpid", lambda: -1)  # after a fork no thread is left
+    assert team(1) is not first
+
+
+def test_rotary_angles_are_read_as_far_as_texts_go():
+    forward = compiled("llama-rope-scaling")
+    text = text_of(forward, 4)
+    visible = VisibleSlots(np.tri(4, dtype=np.bool_)[None, None])
+    for start in (0, 700, 3, 5000):
+        positions = np.arange(start, start + 4)[None]
+        found = forward(np.array([text]), positions, visible, SlotCache())
+        expected = forward(np.array([text]), positions, None, None)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
