@@ -12,6 +12,7 @@ from rich.table import Table
 
 from hasten.cli import options
 from hasten.cli.info_canvases import canvas_facts, print_canvas_facts
+from hasten.errors import ConfigError
 
 if TYPE_CHECKING:
     from hasten.bench.models import OpenModel
@@ -28,6 +29,7 @@ _MODES = {
 }
 
 
+LLAMA_CPP = "llama.cpp"
 _ONLY_AUTOREGRESSIVE = {"shape", "forward", "draft", "draft_device", "draft_vocab"}
 
 
@@ -60,6 +62,8 @@ def info(
     choice = options.DraftChoice(draft, draft_device, draft_vocab)
     opened = open_model(model, dtype=dtype, device=device, forward=forward, shape=shape, **choice.arguments())
     facts = _facts(opened)
+    if forward == "auto" and opened.forward != LLAMA_CPP and facts["device"] == "cpu":
+        facts["forwards"] |= _other_forwards(model, opened.forward, facts["dtype"], shape)
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
     else:
@@ -108,11 +112,34 @@ def _facts(opened: OpenModel) -> dict[str, Any]:
             "reason": opened.reason,
             "startup_seconds": round(opened.startup_seconds, 3),
         },
-        "cost_ms": {str(rows): round(spent, 4) for rows, spent in cost.items()},
+        "cost_ms": _rounded(cost),
+        "forwards": {opened.forward: {"cost_ms": _rounded(cost)}},
         "cost_ratio": {str(rows): round(spent / cost[1], 4) for rows, spent in cost.items()},
         "memory_limit": measure_limit(opened, cost=cost).as_json(),
         "draft": _draft_facts(opened.language_model.resources.draft),
     }
+
+
+def _other_forwards(model: str, chosen: str, dtype: str, shape: str | None) -> dict[str, Any]:
+    """The passes of the forwards that were not chosen, or why they cannot run this model."""
+    from hasten.bench.models import open_model
+    from hasten.models.forwards import FORWARDS
+
+    found: dict[str, Any] = {}
+    for name in FORWARDS:
+        if name in ("auto", chosen):
+            continue
+        try:
+            opened = open_model(model, dtype=dtype, device="cpu", forward=name, shape=shape)
+        except ConfigError as problem:
+            found[name] = {"refused": str(problem)}
+            continue
+        found[name] = {"cost_ms": _rounded(opened.language_model.target.measure_cost())}
+    return found
+
+
+def _rounded(cost: dict[int, float]) -> dict[str, float]:
+    return {str(rows): round(spent, 4) for rows, spent in cost.items()}
 
 
 def _draft_facts(draft: DraftLM | None) -> dict[str, Any] | None:
@@ -169,11 +196,16 @@ def _print_facts(facts: dict[str, Any], note: str) -> None:
         table.add_row(name, value)
     console.print(table)
     costs = Table(title="milliseconds of a pass", title_justify="left")
-    for column in ("rows", "ms", "times one row"):
+    measured = {name: one["cost_ms"] for name, one in facts["forwards"].items() if "cost_ms" in one}
+    for column in ("rows", *measured, "times one row"):
         costs.add_column(column, justify="right")
-    for row_count, spent in facts["cost_ms"].items():
-        costs.add_row(row_count, f"{spent:.2f}", f"{facts['cost_ratio'][row_count]:.2f}")
+    for row_count, ratio in facts["cost_ratio"].items():
+        spent = (f"{cost[row_count]:.2f}" if row_count in cost else "-" for cost in measured.values())
+        costs.add_row(row_count, *spent, f"{ratio:.2f}")
     console.print(costs)
+    for name, one in facts["forwards"].items():
+        if "refused" in one:
+            console.print(f"{name}: {one['refused']}")
     console.print(limit_sentence(facts["memory_limit"], forward["chosen"], forward["startup_seconds"]))
     if note:
         console.print(note)

@@ -80,7 +80,11 @@ Device = Annotated[
     str | None, typer.Option(help="Such as cpu or cuda:0. Default: the GPU where there is one.")
 ]
 ForwardName = Annotated[
-    str, typer.Option("--forward", help="stock (transformers' own layers), packed (CPU) or auto (measure).")
+    str,
+    typer.Option(
+        "--forward",
+        help="stock (transformers' own layers); on the CPU packed or compiled; or auto (measure).",
+    ),
 ]
 Shape = Annotated[
     str | None, typer.Option(help="Put the small model inside a network of the cost of 135m, 360m, 1b or 7b.")

@@ -20,14 +20,16 @@ class Team:
 
     def __init__(self, num_threads: int) -> None:
         self.num_threads = num_threads
+        self._lock = threading.Lock()  # two callers could each hold a thread that the other one waits for
         self._tasks: list[queue.SimpleQueue[Task]] = [queue.SimpleQueue() for _ in range(1, num_threads)]
         for number, tasks in enumerate(self._tasks, 1):
             threading.Thread(target=_work, args=(tasks,), daemon=True, name=f"hasten-{number}").start()
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> None:
-        for thread, tasks in enumerate(self._tasks, 1):
-            tasks.put(partial(function, thread, self.num_threads, *arguments))
-        function(0, self.num_threads, *arguments)
+        with self._lock:
+            for thread, tasks in enumerate(self._tasks, 1):
+                tasks.put(partial(function, thread, self.num_threads, *arguments))
+            function(0, self.num_threads, *arguments)
 
 
 def team(num_threads: int) -> Team:
