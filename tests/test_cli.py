@@ -221,6 +221,7 @@ def test_info() -> None:
     result = run("info", "demo-draft", *SMALL, "--json")
     facts = json.loads(result.stdout)
     assert facts["probe"]["mode"] == "tree"
+    assert facts["forward"].pop("startup_seconds") >= 0
     assert facts["forward"] == {"chosen": "stock", "reason": "as asked"}
     assert facts["architecture"] == "LlamaForCausalLM"
     assert facts["cost_ratio"]["1"] == 1

@@ -163,7 +163,8 @@ def test_what_cannot_be_written_is_refused(demo, tmp_path):
     with pytest.raises(ModelError, match="hidden_act='gelu'"):
         export_gguf(build_model("llama", hidden_act="gelu"), None, path)
     packed = build_model("llama")
-    if pack_linears(packed, always=True):
+    if torch.backends.mkldnn.is_available():
+        pack_linears(packed)
         with pytest.raises(ModelError, match="forward='stock'"):
             export_gguf(packed, None, path)
     assert not path.exists()

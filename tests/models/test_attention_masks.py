@@ -11,34 +11,28 @@ import torch
 from hasten.models.attention import AttentionKinds, additive_mask
 
 
-def masks_of(kinds, visible, query_positions, key_positions):
-    return kinds.masks(visible, query_positions, key_positions, torch.from_numpy)
-
-
 def test_full_attention_passes_the_tree_mask_through():
     visible = np.random.default_rng(0).random((2, 3, 5)) < 0.5
     positions = np.zeros((2, 3), np.int64), np.zeros((2, 5), np.int64)
-    found = masks_of(AttentionKinds({"full_attention": None}), visible, *positions)
-    assert np.array_equal(found.numpy(), visible)
+    found = AttentionKinds({"full_attention": None}).visible(visible, *positions)
+    assert np.array_equal(found["full_attention"], visible)
 
 
 def test_a_window_counts_positions_and_not_slots():
     key_positions = np.array([[0, 1, 5, 5, 2, 3]])  # slots 2 and 3 were drafted early and lie far ahead
-    found = masks_of(
-        AttentionKinds({"sliding_attention": 3}), np.ones((1, 1, 6), np.bool_), np.array([[4]]), key_positions
-    )
-    assert found.numpy().tolist() == [[[False, False, True, True, True, True]]]
+    kinds = AttentionKinds({"sliding_attention": 3})
+    found = kinds.visible(np.ones((1, 1, 6), np.bool_), np.array([[4]]), key_positions)
+    assert found["sliding_attention"].tolist() == [[[False, False, True, True, True, True]]]
 
 
 def test_a_chunk_starts_at_a_multiple_of_its_size():
     key_positions = np.arange(8)[None]
-    found = masks_of(
-        AttentionKinds({"chunked_attention": 3}),
-        np.ones((1, 2, 8), np.bool_),
-        np.array([[5, 6]]),
-        key_positions,
-    )
-    assert found.numpy()[0].astype(int).tolist() == [[0, 0, 0, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0, 1, 1]]
+    kinds = AttentionKinds({"chunked_attention": 3})
+    found = kinds.visible(np.ones((1, 2, 8), np.bool_), np.array([[5, 6]]), key_positions)
+    assert found["chunked_attention"][0].astype(int).tolist() == [
+        [0, 0, 0, 1, 1, 1, 0, 0],
+        [0, 0, 0, 0, 0, 0, 1, 1],
+    ]
 
 
 def test_mixed_models_get_one_mask_a_layer_kind():
@@ -47,8 +41,8 @@ def test_mixed_models_get_one_mask_a_layer_kind():
             layer_types=["sliding_attention", "full_attention", "sliding_attention"], sliding_window=2
         )
     )
-    found = masks_of(kinds, np.ones((1, 1, 3), np.bool_), np.array([[2]]), np.arange(3)[None])
-    assert {kind: mask.int().tolist() for kind, mask in found.items()} == {
+    found = kinds.visible(np.ones((1, 1, 3), np.bool_), np.array([[2]]), np.arange(3)[None])
+    assert {kind: mask.astype(int).tolist() for kind, mask in found.items()} == {
         "full_attention": [[[1, 1, 1]]],
         "sliding_attention": [[[0, 1, 1]]],
     }

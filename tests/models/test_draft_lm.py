@@ -179,7 +179,7 @@ def test_trimming_leaves_the_model_as_it_was(target, is_tied):
 def test_a_packed_head_can_be_trimmed(target):
     draft = draft_of(target)
     expected = logits_of(draft.model, [5, 6])[:, [4, 9]]
-    pack_linears(draft.model.forward.model, always=True)
+    pack_linears(draft.model.forward.model)
     trimmed = trim_head(draft, [9, 4])
     assert logits_of(trimmed.model, [5, 6]).allclose(expected, atol=1e-4)
 
@@ -283,7 +283,7 @@ def test_exits_of_a_trimmed_and_packed_draft(target):
     draft = draft_of(target, model)
     expected = draft.at_exit(1).to_target(logits_of(draft.at_exit(1).model, [5, 6]))[:, [3, 8]]
     trimmed = trim_head(draft, [3, 8])
-    pack_linears(trimmed.model.forward.model, always=True)
+    pack_linears(trimmed.model.forward.model)
     early = trimmed.at_exit(1)
     found = early.to_target(logits_of(early.model, [5, 6]))
     assert found.isfinite().sum(-1).tolist() == [2, 2]

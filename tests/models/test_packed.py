@@ -10,8 +10,9 @@ from conftest import build_model
 from hasten.core import SamplingParams
 from hasten.engine import LanguageModel
 from hasten.errors import ConfigError
+from hasten.models import packed
 from hasten.models.causal_lm import CausalLM
-from hasten.models.packed import PackedLinear, pack_linears
+from hasten.models.packed import OneDnnLinear, PackedLinear, can_pack, pack_linears, packed_ratio
 
 needs_mkldnn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
 
@@ -22,11 +23,12 @@ needs_mkldnn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reas
 @torch.inference_mode()
 def test_a_packed_layer_computes_the_same(bias, dtype, tolerance):
     linear = nn.Linear(48, 80, bias=bias).to(dtype)
-    packed = PackedLinear(linear)
-    assert torch.equal(packed.weight, linear.weight)
+    layer = OneDnnLinear(linear)
+    assert isinstance(layer, PackedLinear)
+    assert torch.equal(layer.weight, linear.weight)
     for rows in (1, 3, 40):
         states = torch.randn(2, rows, 48).to(dtype)
-        torch.testing.assert_close(packed(states), linear(states), rtol=0.02, atol=tolerance)
+        torch.testing.assert_close(layer(states), linear(states), rtol=0.02, atol=tolerance)
 
 
 @needs_mkldnn
@@ -34,7 +36,8 @@ def test_a_packed_model_writes_the_same_text():
     params = SamplingParams(max_new_tokens=24, ignore_eos=True)
     stock = LanguageModel(CausalLM(build_model()), drafter="off").generate([5, 6, 7], params)
     model = build_model()
-    assert pack_linears(model, always=True)
+    pack_linears(model)
+    assert not any(type(module) is nn.Linear for module in model.modules())
     target = CausalLM(model)
     assert target.probe.mode == "tree"
     assert target.num_bytes() == CausalLM(build_model()).num_bytes()
@@ -42,24 +45,19 @@ def test_a_packed_model_writes_the_same_text():
 
 
 @needs_mkldnn
-def test_packing_that_does_not_pay_changes_nothing(monkeypatch):
-    monkeypatch.setattr("hasten.models.packed._seconds", lambda layer, states: 1.0)
-    model = build_model()
-    assert not pack_linears(model)
-    assert not any(isinstance(module, PackedLinear) for module in model.modules())
-
-
-@needs_mkldnn
-def test_packing_that_pays_packs_every_layer(monkeypatch):
-    monkeypatch.setattr(
-        "hasten.models.packed._seconds", lambda layer, states: 0.5 if type(layer) is PackedLinear else 1.0
-    )
-    model = build_model()
-    assert pack_linears(model)
-    assert not any(type(module) is nn.Linear for module in model.modules())
+def test_the_ratio_compares_a_packed_layer_with_a_plain_one(monkeypatch):
+    spent = {OneDnnLinear: 0.5, nn.Linear: 2.0}
+    monkeypatch.setattr(packed, "_seconds", lambda layer, states: spent[type(layer)])
+    assert packed_ratio(nn.Linear(16, 16)) == 0.25
+    monkeypatch.undo()
+    assert packed_ratio(nn.Linear(16, 16)) > 0
 
 
 def test_what_cannot_be_packed_is_refused():
+    model = build_model(dtype=torch.float64)
     with pytest.raises(ConfigError, match=r"forward='packed'.*float32"):
-        pack_linears(build_model(dtype=torch.float64), always=True)
-    assert not pack_linears(build_model(dtype=torch.float64))
+        pack_linears(model)
+    assert not any(isinstance(module, PackedLinear) for module in model.modules())
+    assert not can_pack(nn.Linear(4, 4).to(torch.float16))
+    with pytest.raises(ConfigError, match="forward='packed'"):
+        pack_linears(nn.Embedding(4, 4))

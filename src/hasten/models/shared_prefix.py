@@ -150,8 +150,11 @@ def can_share_prefixes(forward: Forward) -> bool:
     """Whether the logits over a shared prefix are those of plain passes, found out by trying.
 
     For models that a TreeSession fits. Windows would have to be cut out of the prefix, and a config made of
-    several keeps an attention implementation in each; neither is tried.
+    several keeps an attention implementation in each; neither is tried. What runs passes in its own way
+    would be left for the modules, whose logits have other roundings.
     """
+    if type(forward) is not Forward:
+        return False
     if any(AttentionKinds.of(forward.text_config).sizes.values()) or forward.text_config.sub_configs:
         return False
     return reproduces_plain_passes(forward, _FirstOfTwoRows(forward))

@@ -3,6 +3,7 @@
 # ruff: noqa: PLR0917
 from __future__ import annotations
 
+import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -132,18 +133,38 @@ def _arrived(typing: Any, counter: Any) -> Any:
     return types.int64(counter), generate
 
 
+@intrinsic
+def _let_others_run(typing: Any) -> Any:
+    """The thread that is waited for may be waiting for this processor."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if os.name == "posix":
+            give_way = ir.FunctionType(ir.IntType(32), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, give_way, "sched_yield"), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+_PATIENCE = 4096
+"""Looks, some 50 microseconds."""
+
+
 @numba.njit(nogil=True, error_model="numpy")
 def meet(counter, num_threads, meeting):
     """Wait until all threads have come to the meeting of this number; returns the next number.
 
     ``counter`` starts at 0, meetings at 1, and neither ever goes back.
 
-    Spinning: meetings are a few microseconds apart, and a thread that sleeps would wake too late.
+    Spinning at first: meetings are a few microseconds apart, and a thread that sleeps would wake too late.
     """
     if num_threads > 1:
         _arrive(counter)
+        looks = 0
         while _arrived(counter) < meeting * num_threads:
-            pass
+            looks += 1
+            if looks % _PATIENCE == 0:
+                _let_others_run()
     return meeting + 1
 
 
