@@ -44,7 +44,7 @@ def prepare(model: Any, asked: str = "auto") -> Prepared:
     Args:
         asked: "stock" leaves the model as it is. "packed" lays its linear layers out anew. "compiled" runs
             whole passes in one compiled function, which decoders of the kind of Llama allow. "auto" measures
-            the largest layer each way. All but "stock" take the weights over: afterwards the model can
+            and keeps the fastest. All but "stock" take the weights over: afterwards the model can
             neither be trained nor saved.
 
     Raises ConfigError for an unknown name, or a way that this model or machine does not allow.

@@ -65,7 +65,7 @@ class Blueprint:
     is_tied: bool
     rotary: nn.Module
     sizes: dict[str, Any]
-    """the fields of step.Model that are numbers"""
+    """the fields of arguments.Model that are numbers"""
 
 
 def read_blueprint(model: Any) -> Blueprint:

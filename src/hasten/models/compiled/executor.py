@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from hasten.models.attention import AttentionKinds, Visible
 from hasten.models.compiled import step
+from hasten.models.compiled.arguments import NONE, Call, Model, Scratch
 from hasten.models.compiled.attention import GROUP
 from hasten.models.compiled.blueprint import Blueprint, Matrix, Unsupported, norm_vectors
 from hasten.models.compiled.mapped_files import MappedFiles
 from hasten.models.compiled.products import LANES, MAX_ROWS, PANEL
-from hasten.models.compiled.step import NONE
 from hasten.models.compiled.team import team
 from hasten.models.compiled.tiles import DTYPES, TiledEmbedding, TiledLinear, Tiles, num_tiles
 from hasten.models.forward import Forward
@@ -117,9 +117,9 @@ class CompiledModel:
         self._files = MappedFiles()
         self._tiles = Tiles(_num_values(blueprint), model.dtype)
         self._model = self._take_over(blueprint)
-        self._scratch: tuple[tuple[int, ...], step.Scratch] | None = None
+        self._scratch: tuple[tuple[int, ...], Scratch] | None = None
 
-    def _take_over(self, blueprint: Blueprint) -> step.Model:
+    def _take_over(self, blueprint: Blueprint) -> Model:
         matrices, norms, kinds = [], [], []
         for layer in blueprint.layers:
             matrices.append([self._add(matrix) for matrix in layer.matrices])
@@ -139,7 +139,7 @@ class CompiledModel:
         sizes: dict[str, Any] = {
             key: np.float32(v) if isinstance(v, float) else v for key, v in blueprint.sizes.items()
         }
-        return step.Model(
+        return Model(
             weights=self._tiles.values,
             matrices=np.array(matrices, np.int64),
             vectors=torch.cat([*self._vectors, torch.zeros(LANES)]).numpy(),
@@ -242,7 +242,7 @@ class CompiledModel:
         first_slot, addresses = self._make_room(cache, batch, width)
         scratch = self._scratch_for(len(rows), len(wanted), num_slots)
         workers = team(self._tiles.num_threads)
-        call = step.Call(
+        call = Call(
             token_ids=token_ids.reshape(-1)[rows],
             positions=positions,
             slots=first_slot + rows % width,
@@ -264,7 +264,7 @@ class CompiledModel:
         return logits.view(batch, width, -1)[:, width - last :]
 
     def _make_room(self, cache: Any, batch: int, count: int) -> tuple[int, NDArray[np.int64]]:
-        """(the first new slot, what step.Call calls caches)"""
+        """(the first new slot, what Call calls caches)"""
         sizes = self._model
         heads, channels = sizes.num_kv_heads, sizes.head_size
         first, addresses = 0, []
@@ -277,7 +277,7 @@ class CompiledModel:
             addresses.append([*(buffer.data_ptr() for buffer in buffers), buffers[0].shape[2]])
         return first, np.array(addresses, np.int64)
 
-    def _scratch_for(self, num_rows: int, num_wanted: int, num_slots: int) -> step.Scratch:
+    def _scratch_for(self, num_rows: int, num_wanted: int, num_slots: int) -> Scratch:
         model, kind = self._model, self._tiles.values.dtype
         threads = self._tiles.num_threads
         rows, wanted = (-(-count // 64) * 64 for count in (num_rows, num_wanted))
@@ -290,7 +290,7 @@ class CompiledModel:
         heads = model.num_heads * model.head_size
         tile = PANEL * LANES * model.head_size
         padding = slots * padded if padded != model.head_size else 0
-        scratch = step.Scratch(
+        scratch = Scratch(
             residual=np.empty(rows * model.hidden_size, np.float32),
             wide=np.empty(rows * widest, np.float32),
             x=np.zeros(rows * max(model.hidden_size, heads), kind),
