@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 
@@ -29,6 +30,9 @@ class FakeTarget:
 
     def open(self, sequences: list[Sequence]) -> FakeTarget:
         return self
+
+    def undisturbed(self):
+        return nullcontext()
 
     def synchronize(self) -> None: ...
 
