@@ -51,13 +51,15 @@ def assert_close(found, expected, tolerance=1e-4):
 
 @pytest.fixture
 def measured(monkeypatch):
-    """measured(stock, packed, compiled): pretend that passes take this long."""
+    """measured(stock, packed, compiled, estimate=packed): pretend that passes take this long."""
 
-    def pretend(stock, packed, compiled):
-        monkeypatch.setattr(forwards, "packed_ratio", lambda linear: packed / stock)
-        monkeypatch.setattr(
-            forwards, "_milliseconds", lambda model, forward: stock if forward is None else compiled
-        )
+    def pretend(stock, packed, compiled, estimate=None):
+        def milliseconds(model, forward):
+            is_packed = any(isinstance(module, OneDnnLinear) for module in model.modules())
+            return compiled if forward is not None else packed if is_packed else stock
+
+        monkeypatch.setattr(forwards, "packed_ratio", lambda linear: (estimate or packed) / stock)
+        monkeypatch.setattr(forwards, "_milliseconds", milliseconds)
 
     return pretend
 
@@ -259,6 +261,17 @@ def test_auto_takes_what_was_measured_to_be_fastest(times, expected, kind, measu
     assert (prepared.forward is not None) == (expected == "compiled")
     assert {type(m) for m in model.modules() if isinstance(m, PackedLinear | nn.Linear)} == {kind}
     assert_close(stock_logits(model, text), logits)
+
+
+@needs_mkldnn
+def test_a_wrong_estimate_of_packed_layers_does_not_win(measured):
+    measured(3.0, 2.5, 2.0, estimate=0.1)
+    model = decoder("llama-biases-tied")
+    logits = stock_logits(model, [5, 6, 7])
+    prepared = prepare(model, "auto")
+    assert prepared.name == "compiled"
+    assert "packed 2.5" in prepared.reason
+    assert_close(stock_logits(model, [5, 6, 7]), logits)
 
 
 def test_auto_measures_by_itself():
