@@ -58,12 +58,12 @@ def prompt(stock: Any) -> list[int]:
 
 @pytest.fixture
 def no_packages(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    llama_library.library.cache_clear()
+    llama_library.bindings.cache_clear()
     with monkeypatch.context() as patch:
         for name in ("llama_cpp", "openvino_genai"):
             patch.setitem(sys.modules, name, None)
         yield
-    llama_library.library.cache_clear()
+    llama_library.bindings.cache_clear()
 
 
 @pytest.mark.parametrize("name", PEERS)

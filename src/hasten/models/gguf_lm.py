@@ -23,7 +23,7 @@ from hasten.core import Sequence
 from hasten.errors import ConfigError, ModelError
 from hasten.models.gguf_session import GgufSession
 from hasten.models.gguf_tokenizer import GgufTokenizer
-from hasten.models.llama_library import PASS_TOKENS, LlamaContext, LlamaFile, library
+from hasten.models.llama_library import PASS_TOKENS, LlamaContext, LlamaFile, bindings
 from hasten.models.probe import Mode, ProbeResult, probe
 from hasten.models.session import Session
 from hasten.models.target import Target
@@ -96,7 +96,7 @@ class GgufLM(Target):
 
     @cached_property
     def stop_token_ids(self) -> frozenset[int]:
-        llama, vocabulary = library(), self.file.vocabulary
+        llama, vocabulary = bindings(), self.file.vocabulary
         named = (self._named("eos"), self._named("eot"))
         ends = {each for each in range(self.vocab_size) if llama.llama_vocab_is_eog(vocabulary, each)}
         return frozenset(ends | {each for each in named if each is not None})

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from hasten.errors import ModelError
-from hasten.models.llama_library import LlamaFile, library
+from hasten.models.llama_library import LlamaFile, bindings
 
 _ROLES = ("bos", "eos", "pad", "mask")
 
@@ -27,7 +27,7 @@ class GgufTokenizer:
     """byte-level vocabularies spell everything"""
 
     def __init__(self, file: LlamaFile) -> None:
-        self._llama = library()
+        self._llama = bindings()
         self._file = file
         self._vocabulary = file.vocabulary
         self._pieces: dict[int, bytes] = {}
@@ -40,8 +40,8 @@ class GgufTokenizer:
     @classmethod
     def of(cls, file: LlamaFile) -> GgufTokenizer | None:
         """None where the file has no vocabulary, so that it takes and gives token ids only."""
-        none = library().LLAMA_VOCAB_TYPE_NONE
-        return None if library().llama_vocab_type(file.vocabulary) == none else cls(file)
+        none = bindings().LLAMA_VOCAB_TYPE_NONE
+        return None if bindings().llama_vocab_type(file.vocabulary) == none else cls(file)
 
     def _role(self, role: str) -> int | None:
         found = int(getattr(self._llama, f"llama_vocab_{role}")(self._vocabulary))

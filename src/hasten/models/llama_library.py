@@ -29,7 +29,7 @@ _PRECISIONS = {"0": torch.float32, "32": torch.bfloat16}
 
 
 @cache
-def library() -> Any:
+def bindings() -> Any:
     """The llama_cpp module, ready and silent. Raises MissingExtra where it is not installed."""
     try:
         import llama_cpp
@@ -70,7 +70,7 @@ class LlamaFile:
     """
 
     def __init__(self, path: str) -> None:
-        self._llama = library()
+        self._llama = bindings()
         if not Path(path).is_file():
             raise ModelError(f"no GGUF file at {path!r}; make one with `hasten export MODEL --gguf FILE`")
         _errors.clear()
@@ -135,7 +135,7 @@ class LlamaContext:
     """
 
     def __init__(self, file: LlamaFile, num_tokens: int, num_sequences: int) -> None:
-        llama = self._llama = library()
+        llama = self._llama = bindings()
         self._file = file  # lives longer than its contexts
         self.num_tokens, self.num_sequences = num_tokens, num_sequences
         self.vocab_size = file.vocab_size

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import time
+from abc import ABC, abstractmethod
 from typing import Any, cast
 
 import torch
@@ -19,7 +20,7 @@ from hasten.errors import ConfigError
 _HINT_ROWS = 16
 
 
-class PackedLinear(nn.Module):
+class PackedLinear(nn.Module, ABC):
     """Computes what an nn.Linear computes from weights in another order."""
 
     def __init__(self, in_features: int, out_features: int, bias: nn.Parameter | None) -> None:
@@ -28,9 +29,9 @@ class PackedLinear(nn.Module):
         self.bias = bias
 
     @property
+    @abstractmethod
     def weight(self) -> torch.Tensor:
         """A plain copy of the weight; for those who look at shapes and dtypes, not for speed."""
-        raise NotImplementedError
 
 
 class OneDnnLinear(PackedLinear):

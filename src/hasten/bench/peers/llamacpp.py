@@ -22,7 +22,7 @@ from hasten.bench.methods import Answer
 from hasten.core import SamplingParams
 from hasten.errors import ModelError
 from hasten.models.gguf_export import export_gguf
-from hasten.models.llama_library import PASS_TOKENS, LlamaFile, library
+from hasten.models.llama_library import PASS_TOKENS, LlamaFile, bindings
 
 LOOKUP_TOKENS = {"cpu": 2, "cuda": 10}
 """kind of device -> tokens to look up for a pass, as the package's documentation recommends"""
@@ -55,7 +55,7 @@ class LlamaCpp:
     """
 
     def __init__(self, model: Any, num_threads: int) -> None:
-        self._llama = library()
+        self._llama = bindings()
         if model.device.type != "cpu" and not self._llama.llama_supports_gpu_offload():
             raise ModelError(f"this build of llama.cpp has no kernels for {model.device.type}")
         if model.dtype not in _CACHE_TYPES:

@@ -13,40 +13,16 @@ import numpy as np
 
 from hasten.models.compiled.linear import multiply_panel, multiply_tile
 from hasten.models.compiled.machine import read, stay_apart, transpose_16
-from hasten.models.compiled.products import LANES, MAX_ROWS, PANEL, tile_product
+from hasten.models.compiled.products import LANES, MAX_ROWS, PANEL, block_product
 from hasten.models.compiled.rows import block_rows
 
 GROUP = 8 * MAX_ROWS
 """Queries that share one look at the keys."""
 
-_VALUES_1, _VALUES_2, _VALUES_4, _VALUES_8 = (tile_product(rows, 1, "rows") for rows in (1, 2, 4, 8))
-_PAIRS_1, _PAIRS_2, _PAIRS_4, _PAIRS_8 = (tile_product(rows, 2, "rows") for rows in (1, 2, 4, 8))
-
-
-@numba.njit(nogil=True, error_model="numpy")
-def _weigh(rows, weights, at, stride, w, w_at, w_unit, count, out, out_at, out_stride):
-    """Sums of 16 channels over the slots, each weighed by the row's softmax."""
-    if rows == 1:
-        _VALUES_1(weights, at, stride, w, w_at, 0, w_unit, count, out, out_at, out_stride)
-    elif rows == 2:
-        _VALUES_2(weights, at, stride, w, w_at, 0, w_unit, count, out, out_at, out_stride)
-    elif rows == 4:
-        _VALUES_4(weights, at, stride, w, w_at, 0, w_unit, count, out, out_at, out_stride)
-    else:
-        _VALUES_8(weights, at, stride, w, w_at, 0, w_unit, count, out, out_at, out_stride)
-
-
-@numba.njit(nogil=True, error_model="numpy")
-def _weigh_pair(rows, weights, at, stride, w, w_at, w_unit, count, out, out_at, out_stride):
-    """The same for 32 channels."""
-    if rows == 1:
-        _PAIRS_1(weights, at, stride, w, w_at, LANES, w_unit, count, out, out_at, out_stride)
-    elif rows == 2:
-        _PAIRS_2(weights, at, stride, w, w_at, LANES, w_unit, count, out, out_at, out_stride)
-    elif rows == 4:
-        _PAIRS_4(weights, at, stride, w, w_at, LANES, w_unit, count, out, out_at, out_stride)
-    else:
-        _PAIRS_8(weights, at, stride, w, w_at, LANES, w_unit, count, out, out_at, out_stride)
+_weigh = block_product(1, "rows")
+"""Sums of 16 channels over the slots, each weighed by a row's softmax."""
+_weigh_pair = block_product(2, "rows")
+"""The same for 32 channels."""
 
 
 @numba.njit(nogil=True, error_model="numpy")
@@ -82,7 +58,7 @@ def score(queries, num_queries, keys, first_key, size, num_slots, tile, scores, 
             place = first * stride + slot
             if num_tiles == PANEL:
                 multiply_panel(
-                    rows, queries, first * size, tile, 0, w_tile, w_unit, units, scores, place, stride
+                    rows, queries, first * size, 0, tile, 0, w_tile, w_unit, units, scores, place, stride
                 )
                 continue
             for index in range(num_tiles):
@@ -90,6 +66,7 @@ def score(queries, num_queries, keys, first_key, size, num_slots, tile, scores, 
                     rows,
                     queries,
                     first * size,
+                    0,
                     tile,
                     index * w_tile,
                     w_tile,
@@ -109,16 +86,28 @@ def weigh(rows, weights, at, stride, states, start, size, padded, num_slots, pad
     """
     stay_apart()
     for channel in range(0, padded, LANES):
+        at_value = start + channel
         if padded != size:
-            _weigh(rows, weights, at, stride, padding, channel, padded, num_slots, out, channel, padded)
+            _weigh(rows, weights, at, stride, padding, channel, 0, padded, num_slots, out, channel, padded)
         elif channel % (2 * LANES) == 0 and channel + 2 * LANES <= size:
             _weigh_pair(
-                rows, weights, at, stride, states, start + channel, size, num_slots, out, channel, padded
+                rows,
+                weights,
+                at,
+                stride,
+                states,
+                start + channel,
+                LANES,
+                size,
+                num_slots,
+                out,
+                channel,
+                padded,
             )
         elif channel % (2 * LANES) == 0:
-            _weigh(rows, weights, at, stride, states, start + channel, size, num_slots, out, channel, padded)
+            _weigh(rows, weights, at, stride, states, at_value, 0, size, num_slots, out, channel, padded)
     sums = rows * padded
-    _weigh(rows, weights, at, stride, ones, 0, 0, num_slots, out, sums, LANES)
+    _weigh(rows, weights, at, stride, ones, 0, 0, 0, num_slots, out, sums, LANES)
     for row in range(rows):
         total = out[sums + row * LANES]
         values = out[row * padded : (row + 1) * padded]

@@ -6,39 +6,13 @@ from __future__ import annotations
 import numba
 
 from hasten.models.compiled.machine import stay_apart
-from hasten.models.compiled.products import LANES, MAX_ROWS, PANEL, tile_product
+from hasten.models.compiled.products import LANES, MAX_ROWS, PANEL, block_product
 from hasten.models.compiled.rows import block_rows
 
-_WIDE = [tile_product(rows, PANEL, "packed") for rows in (1, 2, 4, 8)]
-_NARROW = [tile_product(rows, 1, "packed") for rows in (1, 2, 4, 8)]
-_WIDE_1, _WIDE_2, _WIDE_4, _WIDE_8 = _WIDE
-_NARROW_1, _NARROW_2, _NARROW_4, _NARROW_8 = _NARROW
-
-
-@numba.njit(nogil=True, error_model="numpy")
-def multiply_panel(rows, x, x_at, w, w_at, w_tile, w_unit, units, out, out_at, stride):
-    """One block of rows times PANEL tiles."""
-    if rows == 1:
-        _WIDE_1(x, x_at, 0, w, w_at, w_tile, w_unit, units, out, out_at, stride)
-    elif rows == 2:
-        _WIDE_2(x, x_at, 0, w, w_at, w_tile, w_unit, units, out, out_at, stride)
-    elif rows == 4:
-        _WIDE_4(x, x_at, 0, w, w_at, w_tile, w_unit, units, out, out_at, stride)
-    else:
-        _WIDE_8(x, x_at, 0, w, w_at, w_tile, w_unit, units, out, out_at, stride)
-
-
-@numba.njit(nogil=True, error_model="numpy")
-def multiply_tile(rows, x, x_at, w, w_at, w_tile, w_unit, units, out, out_at, stride):
-    """One block of rows times one tile."""
-    if rows == 1:
-        _NARROW_1(x, x_at, 0, w, w_at, w_tile, w_unit, units, out, out_at, stride)
-    elif rows == 2:
-        _NARROW_2(x, x_at, 0, w, w_at, w_tile, w_unit, units, out, out_at, stride)
-    elif rows == 4:
-        _NARROW_4(x, x_at, 0, w, w_at, w_tile, w_unit, units, out, out_at, stride)
-    else:
-        _NARROW_8(x, x_at, 0, w, w_at, w_tile, w_unit, units, out, out_at, stride)
+multiply_panel = block_product(PANEL, "packed")
+"""One block of packed rows times PANEL tiles."""
+multiply_tile = block_product(1, "packed")
+"""One block of packed rows times one tile."""
 
 
 @numba.njit(nogil=True, error_model="numpy")
@@ -59,9 +33,9 @@ def multiply(x, num_rows, size, w, w_at, w_tile, tile, last_tile, out, stride):
             rows, start = block_rows(block, num_rows), block * MAX_ROWS
             target = start * stride + tile * LANES
             if is_wide:
-                multiply_panel(rows, x, start * size, w, place, w_tile, w_unit, units, out, target, stride)
+                multiply_panel(rows, x, start * size, 0, w, place, w_tile, w_unit, units, out, target, stride)
             else:
-                multiply_tile(rows, x, start * size, w, place, w_tile, w_unit, units, out, target, stride)
+                multiply_tile(rows, x, start * size, 0, w, place, w_tile, w_unit, units, out, target, stride)
         tile += PANEL if is_wide else 1
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import llvmlite.binding as llvm
+import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -116,6 +117,24 @@ def tile_product(rows: int, tiles: int, layout: Layout) -> Any:
             return context.get_dummy_value()
 
         return signature, generate
+
+    return product
+
+
+def block_product(tiles: int, layout: Layout) -> Any:
+    """A compiled function ``(rows, x, ...)``: the tile_product of 1, 2, 4 or 8 rows."""
+    one, two, four, eight = (tile_product(rows, tiles, layout) for rows in (1, 2, 4, 8))
+
+    @numba.njit(nogil=True, error_model="numpy")
+    def product(rows, x, x_at, x_stride, w, w_at, w_tile, w_unit, units, out, out_at, out_stride):
+        if rows == 1:
+            one(x, x_at, x_stride, w, w_at, w_tile, w_unit, units, out, out_at, out_stride)
+        elif rows == 2:
+            two(x, x_at, x_stride, w, w_at, w_tile, w_unit, units, out, out_at, out_stride)
+        elif rows == 4:
+            four(x, x_at, x_stride, w, w_at, w_tile, w_unit, units, out, out_at, out_stride)
+        else:
+            eight(x, x_at, x_stride, w, w_at, w_tile, w_unit, units, out, out_at, out_stride)
 
     return product
 

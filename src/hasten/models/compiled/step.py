@@ -72,23 +72,10 @@ def _run(thread, num_threads, model, call, scratch):
         row = call.wanted[index]
         _pack_norm(thread, model, model.last_norm, scratch, row, scratch.x, index, num_wanted, size)
     meeting = meet(scratch.meetings, num_threads, meeting)
-    num_tiles = model.head[1]
-    matrix, width = model.head, num_tiles * LANES
-    first, last = share(num_tiles, PANEL, thread, num_threads)
-    multiply(
-        scratch.x,
-        num_wanted,
-        size,
-        model.weights,
-        matrix[0],
-        LANES * size,
-        first,
-        last,
-        scratch.logits,
-        width,
-    )
+    head = model.head
+    first, last = _multiply(thread, num_threads, head, 1, model, scratch.x, num_wanted, size, scratch.logits)
     for row in range(num_wanted):
-        _finish_logits(model, scratch.logits, row * width, first * LANES, last * LANES)
+        _finish_logits(model, scratch.logits[row * head[1] * LANES :][first * LANES : last * LANES])
     meet(scratch.meetings, num_threads, meeting)
 
 
@@ -108,14 +95,9 @@ def _embed(model, token, residual, row):
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _finish_logits(model, logits, row, first, last):
+def _finish_logits(model, values):
     stay_apart()
-    bias, cap = model.head[2], np.float32(model.logit_cap)
-    values = logits[row + first : row + last]
-    if bias != NONE:
-        biases = model.vectors[bias + first : bias + last]
-        for place in range(len(values)):
-            values[place] += biases[place]
+    cap = np.float32(model.logit_cap)
     for place in range(len(values)):
         values[place] *= np.float32(model.logit_scale)
     if cap > 0:
