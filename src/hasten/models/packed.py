@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import time
 from abc import ABC, abstractmethod
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -84,13 +85,22 @@ def _reads_weight(parent: nn.Module, name: str) -> bool:
 
 
 def can_pack(linear: nn.Linear) -> bool:
-    """Whether oneDNN packs a layer: float32 or bfloat16 on the CPU."""
-    weight = linear.weight
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype in (torch.float32, torch.bfloat16)
-        and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-    )
+    """Whether oneDNN packs a layer: float32 on the CPU, and bfloat16 where the CPU has instructions for it."""
+    return linear.weight.device.type == "cpu" and _packs(linear.weight.dtype)
+
+
+@cache
+def _packs(dtype: torch.dtype) -> bool:
+    """Found out by trying: what a build of PyTorch wants of a CPU is nowhere to be asked."""
+    if dtype not in (torch.float32, torch.bfloat16):
+        return False
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    try:
+        torch.ops.mkldnn._reorder_linear_weight(torch.zeros(16, 16, dtype=dtype), _HINT_ROWS)
+    except RuntimeError:
+        return False
+    return True
 
 
 @torch.inference_mode()
