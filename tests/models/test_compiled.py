@@ -225,7 +225,7 @@ def test_other_dtypes_stay_as_they_are(dtype):
     model = build_model(dtype=dtype)
     prepared = prepare(model, "auto")
     assert (prepared.name, prepared.forward) == ("stock", None)
-    assert "float32 or bfloat16" in prepared.reason
+    assert "need float32, or bfloat16" in prepared.reason
     with pytest.raises(ConfigError, match=f"it is in {str(dtype)[6:]} on cpu"):
         prepare(model, "compiled")
 

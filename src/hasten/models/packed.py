@@ -85,7 +85,7 @@ def _reads_weight(parent: nn.Module, name: str) -> bool:
 
 
 def can_pack(linear: nn.Linear) -> bool:
-    """Whether oneDNN packs a layer: float32 on the CPU, and bfloat16 where the CPU has instructions for it."""
+    """Whether oneDNN packs a layer on this CPU: in float32, and in bfloat16 if the CPU computes with it."""
     return linear.weight.device.type == "cpu" and _packs(linear.weight.dtype)
 
 
