@@ -165,20 +165,18 @@ def test_this_must_fail_a_replay_over_old_inputs(monkeypatch):
 class WaitingLlama(hf.LlamaForCausalLM):
     """Decides on the host what to do."""
 
-    def forward(self, *arguments, **options):
-        output = super().forward(*arguments, **options)
+    def forward(self, input_ids, position_ids=None, logits_to_keep=0, **options):
+        output = super().forward(
+            input_ids, position_ids=position_ids, logits_to_keep=logits_to_keep, **options
+        )
         scale = 2.0 if float(output.logits[0, 0, 0]) > 1e9 else 1.0
         output.logits = output.logits * scale
         return output
 
 
 def waiting():
-    torch.manual_seed(0)
-    model = WaitingLlama(hf.LlamaConfig(**BASE, attn_implementation="sdpa")).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0, 0.25)
+    model = build_model()
+    model.__class__ = WaitingLlama
     return model
 
 
