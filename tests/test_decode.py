@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from adversaries import EOS, Adversary, Oracle, Recorder, end_everywhere, random
 from conftest import ARCHITECTURES
 from hasten.core import SamplingParams
 from hasten.drafters import CombinedDrafter
+from hasten.engine import LanguageModel
 from hasten.errors import ConfigError
 from hasten.models.causal_lm import CausalLM
 from hasten.models.tree_session import TreeSession
@@ -273,3 +275,36 @@ def test_a_self_drafter_knows_which_row_is_whose(models):
 def test_two_drafters_with_extra_rows_cannot_share_a_pass():
     with pytest.raises(ConfigError, match="adversary"):
         CombinedDrafter([Fused(random_tree), Fused(random_tree)])
+
+
+class Asynchronous(CausalLM):
+    """A target that pretends to be on a device which computes while the host goes on."""
+
+    is_asynchronous = True
+    num_waits = 0
+
+    def synchronize(self):
+        self.num_waits += 1
+
+
+@pytest.mark.parametrize("drafter", ["token-recycling", "superposed", "draft-chain", "random_tree"])
+@pytest.mark.parametrize(
+    "params",
+    [
+        PARAMS,
+        replace(PARAMS, temperature=0.8, seed=3),
+        replace(PARAMS, temperature=0.8, top_k=30, min_p=0.02, seed=3),
+        replace(PARAMS, temperature=0.9, top_p=0.8, seed=3),
+    ],
+)
+def test_what_is_computed_behind_the_pass_changes_no_token(models, drafts, drafter, params):
+    plain = models()
+    target = Asynchronous(plain.target.forward.model)
+    lm = LanguageModel(target, drafter="off", draft=drafts())
+    chosen = Adversary(random_tree) if drafter == "random_tree" else drafter
+    found = lm.generate(PROMPTS, params, drafter=chosen, num_draft_tokens=12)
+    expected = plain.generate(PROMPTS, params, drafter="off")
+    assert [output.token_ids for output in found] == [output.token_ids for output in expected]
+    steps = max(output.stats.num_steps for output in found)
+    assert target.num_waits == steps + 1  # once a step, once after the prompts
+    assert sum(output.stats.num_draft_tokens for output in found) > 0

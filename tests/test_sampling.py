@@ -173,3 +173,60 @@ def test_this_must_fail_noise_keyed_by_step_would_change_the_text():
         int((logits[row] / 1.5 + torch.from_numpy(gumbel_noise(9, 0, 0, VOCAB))).argmax()) for row in range(6)
     ]
     assert by_step != one_by_one
+
+
+LOOKING = [
+    SamplingParams(),
+    SamplingParams(temperature=0.7, seed=3),
+    SamplingParams(temperature=1.3, top_k=20, seed=4),
+    SamplingParams(temperature=1.0, min_p=0.05, seed=5),
+]
+
+
+@pytest.mark.parametrize("params", LOOKING)
+def test_rows_drawn_ahead_are_those_drawn_one_by_one(params):
+    logits, text = logits_of(1, rows=9), [5, 6, 7]
+    depths = np.array([0, 1, 1, 2, 2, 2, 3, 1, 4])
+    lazy, ahead = Sampler(params, seed=9, sample=1), Sampler(params, seed=9, sample=1)
+    ahead.look_ahead(logits, len(text) + depths)
+    draw, expected = ahead.draws(logits), lazy.draws(logits)
+    for row, depth in enumerate(depths):
+        prefix = text + [0] * int(depth)
+        assert draw(row, prefix) == expected(row, prefix)
+
+
+def test_rows_drawn_ahead_are_for_their_own_logits_once():
+    params = SamplingParams(temperature=1.0)
+    first, second = logits_of(1, rows=2), logits_of(2, rows=2)
+    sampler = Sampler(params, seed=9)
+    sampler.look_ahead(first, np.array([3, 4]))
+    assert sampler.draws(second)(0, [1, 2, 3]) == Sampler(params, seed=9).draws(second)(0, [1, 2, 3])
+    sampler.look_ahead(first, np.array([3, 4]))
+    sampler.draws(first)
+    first.neg_()
+    assert sampler.draws(first)(0, [1, 2, 3]) == Sampler(params, seed=9).draws(first)(0, [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=1.0, top_p=0.5, seed=1),
+        SamplingParams(temperature=1.0, seed=1, logits_processors=[RepetitionPenaltyLogitsProcessor(2.0)]),
+    ],
+)
+def test_what_cannot_be_drawn_ahead_is_drawn_lazily(params):
+    logits = logits_of(3, rows=2)
+    ahead = Sampler(params, seed=1)
+    ahead.look_ahead(logits, np.array([3, 4]))
+    assert ahead.draws(logits)(1, [1, 2, 3, 4]) == Sampler(params, seed=1).draws(logits)(1, [1, 2, 3, 4])
+
+
+def test_nan_in_rows_drawn_ahead_is_an_error_where_it_is_written():
+    logits = logits_of(1, rows=2)
+    logits[1, 5] = torch.nan
+    sampler = Sampler(SamplingParams(temperature=1.0), seed=9)
+    sampler.look_ahead(logits, np.array([2, 3]))
+    draw = sampler.draws(logits)
+    draw(0, [1, 2])
+    with pytest.raises(ModelError, match="position 3"):
+        draw(1, [1, 2, 3])

@@ -190,6 +190,18 @@ class TokenSampler(Protocol):
 
 
 @runtime_checkable
+class AheadSampler(TokenSampler, Protocol):
+    """A sampler that can draw the rows of a tree before anyone knows which of them are written."""
+
+    def look_ahead(self, logits: torch.Tensor, positions: NDArray[np.int64]) -> None:
+        """Start to draw all rows [rows, vocab] on the device, for ``draws`` of the same tensor.
+
+        Does not wait: the device has to be waited for before ``draws``. ``positions``: of the rows' tokens.
+        """
+        ...
+
+
+@runtime_checkable
 class LawSampler(TokenSampler, Protocol):
     """A sampler that also tells the laws it draws from, for rules that weigh a draft's law against them."""
 

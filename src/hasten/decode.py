@@ -8,9 +8,10 @@ from collections.abc import Generator
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
-from hasten.core import Acceptance, Sequence, TopCandidates
+from hasten.core import Acceptance, AheadSampler, Sequence, TopCandidates
 from hasten.drafters.base import BatchDrafter, Drafter, FusedDrafter, Observation, SelfDrafter
 from hasten.models.session import Session
 from hasten.models.target import Target
@@ -93,16 +94,21 @@ def _steps(
             trees = [session.fit(tree) for tree in trees]
             extended = _extend(drafter, session, active, trees, model.vocab_size) if budget else trees
             clock.lap("draft")
+            candidates = None
             with _meanwhile(drafter, active):
                 logits = session.forward(extended)
-                model.synchronize()
+                if model.is_asynchronous:  # whatever is read of the logits is computed behind them
+                    _draw_ahead(extended, logits, active)
+                    candidates = _candidates(trees, logits, drafter.top_k, wait=False)
+                model.synchronize()  # the one time a step waits
             clock.lap("forward")
             acceptances = [verify(*row) for row in zip(trees, logits, active, strict=True)]
             clock.lap("verify")
             session.keep(acceptances)
             clock.lap("other")
             gains = [Gain(*row) for row in zip(active, trees, acceptances, strict=True)]
-            for gain, observation in zip(gains, _observations(gains, logits, drafter.top_k), strict=True):
+            candidates = candidates or _candidates(trees, logits, drafter.top_k)
+            for gain, observation in zip(gains, _observations(gains, logits, candidates), strict=True):
                 _commit(gain)
                 drafter.observe(gain.sequence, observation)
             clock.lap("draft")
@@ -192,18 +198,34 @@ def _commit(gain: Gain) -> None:
     sequence.finish_reason = acceptance.finish_reason
 
 
-def _observations(gains: list[Gain], logits: list[torch.Tensor], top_k: int) -> list[Observation]:
-    """What the drafter may learn of every sequence; the candidates of a whole batch are found at once."""
-    found: list[TopCandidates | None] = [None] * len(gains)
-    if top_k:
-        sizes = [len(gain.tree) + 1 for gain in gains]
-        rows = [of_one[:size] for of_one, size in zip(logits, sizes, strict=True)]
-        best = top_candidates(torch.cat(rows) if len(rows) > 1 else rows[0], top_k)
-        ends = list(itertools.accumulate(sizes))
-        found = [best.rows(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+def _draw_ahead(trees: list[DraftTree], logits: list[torch.Tensor], active: list[Sequence]) -> None:
+    """Start to draw what verification may ask for, while the device computes the logits."""
+    for tree, of_one, sequence in zip(trees, logits, active, strict=True):
+        if isinstance(sequence.sampler, AheadSampler):
+            depths = np.concatenate(([0], tree.depths()))
+            sequence.sampler.look_ahead(of_one, len(sequence.token_ids) + depths)
+
+
+def _candidates(
+    trees: list[DraftTree], logits: list[torch.Tensor], top_k: int, *, wait: bool = True
+) -> list[TopCandidates | None]:
+    """The candidates of every node; those of a whole batch are found at once."""
+    if not top_k:
+        return [None for _ in trees]
+    sizes = [len(tree) + 1 for tree in trees]
+    rows = [of_one[:size] for of_one, size in zip(logits, sizes, strict=True)]
+    best = top_candidates(torch.cat(rows) if len(rows) > 1 else rows[0], top_k, wait=wait)
+    ends = list(itertools.accumulate(sizes))
+    return [best.rows(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+
+
+def _observations(
+    gains: list[Gain], logits: list[torch.Tensor], candidates: list[TopCandidates | None]
+) -> list[Observation]:
+    """What the drafter may learn of every sequence."""
     return [
-        Observation(gain.tree, gain.acceptance, candidates, of_one)
-        for gain, candidates, of_one in zip(gains, found, logits, strict=True)
+        Observation(gain.tree, gain.acceptance, found, of_one)
+        for gain, found, of_one in zip(gains, candidates, logits, strict=True)
     ]
 
 

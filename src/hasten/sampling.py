@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from hasten.core import LogitsProcessor, SamplingParams, TopCandidates
 from hasten.errors import ModelError
+from hasten.transfers import to_device, to_host
 
 
 def keyed_generator(seed: int, sample: int, position: int, stream: int) -> np.random.Generator:
@@ -69,12 +70,15 @@ def _nucleus_floor(probs: torch.Tensor, top_p: float) -> torch.Tensor:
         size = min(size * 16, vocab_size)
 
 
-def top_candidates(logits: torch.Tensor, k: int) -> TopCandidates:
-    """The k best tokens and their probabilities for every row of logits [rows, vocab]."""
+def top_candidates(logits: torch.Tensor, k: int, *, wait: bool = True) -> TopCandidates:
+    """The k best tokens and their probabilities for every row of logits [rows, vocab].
+
+    Without ``wait``, what a GPU computes is there once it has been waited for.
+    """
     logits = logits.float()
     token_ids = torch.topk(logits, min(k, logits.shape[-1]), dim=-1).indices
     probs = torch.softmax(logits, -1).gather(-1, token_ids)
-    return TopCandidates(token_ids.cpu().numpy(), probs.cpu().numpy())
+    return TopCandidates(to_host(token_ids, wait=wait).numpy(), to_host(probs, wait=wait).numpy())
 
 
 class Sampler:
@@ -91,6 +95,7 @@ class Sampler:
         self.seed = seed
         self.sample = sample
         self.processors: list[LogitsProcessor] = copy.deepcopy(list(params.logits_processors))
+        self._ahead: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
     @property
     def is_greedy(self) -> bool:
@@ -99,11 +104,33 @@ class Sampler:
 
     def draws(self, logits: torch.Tensor) -> Callable[[int, list[int]], int]:
         """See TokenSampler. Raises ModelError at the first row that holds NaN."""
-        if self.params.temperature == 0 and not self.processors:
-            best = logits.max(-1)  # a NaN anywhere in the row is its maximum
-            values, tokens = best.values.tolist(), best.indices.tolist()
-            return lambda row, token_ids: _checked(tokens[row], values[row], len(token_ids))
-        return lambda row, token_ids: self._draw(logits[row], token_ids)
+        if self.is_greedy and not self.processors:
+            self._look_ahead(logits, None, wait=True)
+        ahead, self._ahead = self._ahead, None
+        if ahead is None or ahead[0] is not logits:
+            return lambda row, token_ids: self._draw(logits[row], token_ids)
+        values, tokens = ahead[1].tolist(), ahead[2].tolist()
+        return lambda row, token_ids: _checked(tokens[row], values[row], len(token_ids))
+
+    def look_ahead(self, logits: torch.Tensor, positions: NDArray[np.int64]) -> None:
+        """See AheadSampler. Not with processors, which want the text, nor top-p, which looks at its sums."""
+        if not self.processors and self.params.top_p == 1:
+            self._look_ahead(logits, positions, wait=False)
+
+    def _look_ahead(self, logits: torch.Tensor, positions: NDArray[np.int64] | None, wait: bool) -> None:
+        """``positions`` are not asked for by a greedy sampler."""
+        if self._ahead is not None and self._ahead[0] is logits:
+            return
+        scores = logits if self.is_greedy or positions is None else self._noisy_rows(logits, positions)
+        best = scores.max(-1)  # a NaN anywhere in a row is its maximum
+        self._ahead = logits, to_host(best.values, wait=wait), to_host(best.indices, wait=wait)
+
+    def _noisy_rows(self, logits: torch.Tensor, positions: NDArray[np.int64]) -> torch.Tensor:
+        """As ``_noisy``, for rows [rows, vocab] that stand at these positions."""
+        distinct, rows = np.unique(positions, return_inverse=True)
+        noise = [gumbel_noise(self.seed, self.sample, int(one), logits.shape[-1]) for one in distinct]
+        of_positions, index = (to_device(one, logits.device) for one in (np.stack(noise), rows))
+        return warp(logits.float(), self.params) + of_positions[index]
 
     def _draw(self, logits: torch.Tensor, token_ids: list[int]) -> int:
         scores = self.scores(logits, token_ids)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from hasten.models.attention import Visible
 from hasten.models.forward import Forward
 from hasten.models.slot_cache import SlotCache
+from hasten.transfers import to_device
 
 TOKENS = (1, 8, 16, 32, 64, 128)
 """Tokens of a row that passes are recorded for; longer ones are worth their launches."""
@@ -291,8 +292,7 @@ def _fill(place: torch.Tensor, values: NDArray[Any]) -> None:
     """Write into the first elements of every dimension, and 0 into the others, without waiting."""
     whole = np.zeros(tuple(place.shape), values.dtype)
     whole[tuple(map(slice, values.shape))] = values
-    tensor = torch.from_numpy(whole)
-    place.copy_(tensor.pin_memory() if place.is_cuda else tensor, non_blocking=True)
+    place.copy_(to_device(whole, place.device))
 
 
 def _power_of_two(count: int) -> int:

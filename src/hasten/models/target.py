@@ -79,9 +79,14 @@ class Target(ABC):
         """What to hold during a step, so that nothing else takes the processor from its passes."""
         return nullcontext()
 
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether the host may go on while the device computes."""
+        return self.device.type == "cuda"
+
     def synchronize(self) -> None:
         """Wait for the device, so that clocks mean something."""
-        if self.device.type == "cuda":
+        if self.is_asynchronous:
             torch.cuda.synchronize(self.device)
 
     def measure_cost(
