@@ -12,12 +12,12 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from hasten.bench import methods
-from hasten.bench.methods import ASSISTED, HastenMethod, TransformersMethod
+from hasten.bench.methods import ASSISTED, COMPILED, HastenMethod, TransformersMethod
 from hasten.bench.models import load_stock, open_model
 from hasten.bench.runner import BenchConfig, Benchmark
 from hasten.cli import app
 from hasten.core import SamplingParams
-from hasten.errors import ConfigError
+from hasten.errors import ConfigError, ModelError
 from hasten.training.tokenizer import train_tokenizer
 
 SMALL = ["--dtype", "float32", "--device", "cpu", "--forward", "stock", "--max-new-tokens", "12"]
@@ -122,6 +122,25 @@ def test_the_assistant_is_the_stock_draft_with_its_own_defaults(
     assert not {"tokenizer", "assistant_tokenizer"}.intersection(seen[2])
     assert "num_assistant_tokens" not in seen[2]
     assert draft[0].generation_config.num_assistant_tokens is None
+
+
+def test_transformers_compiles_on_gpus_only(stock: Any) -> None:
+    with pytest.raises(ModelError, match="on GPUs only"):
+        TransformersMethod(COMPILED, *stock("demo"))
+    opened = open_model("demo", dtype="float32", device="cpu", forward="stock")
+    benchmark = Benchmark(opened, BenchConfig(baselines=("hf", COMPILED)), stock("demo"))
+    assert "on GPUs only" in benchmark.skipped[COMPILED]
+
+
+def test_a_compiled_generate_answers_as_the_other_does(stock: Any, prompt: list[list[int]]) -> None:
+    """Here over the same static cache, which transformers does not compile for a CPU."""
+    method, params = TransformersMethod("hf", *stock("demo")), SamplingParams(max_new_tokens=12)
+    expected = method.answer(prompt, params)
+    method.name = COMPILED
+    method.start(prompt, params)
+    found = method.answer(prompt, params)
+    assert found.token_ids == expected.token_ids
+    assert (found.num_passes, found.num_steps) == (expected.num_passes, expected.num_steps)
 
 
 @pytest.mark.parametrize("is_ignored", [False, True])

@@ -112,6 +112,17 @@ def test_sizes_are_recorded_once():
     assert (recorder.num_recorded, recorder.num_replayed, forward.num_recordings) == (2, 6, 2)
 
 
+def test_logits_outlive_the_next_pass():
+    forward, _ = recorded()
+    session = TreeSession(forward)
+    session.prefill([[5, 6, 7]])
+    [first] = session.forward([DraftTree.chain([4])])
+    session.keep([Acceptance([], [8])])
+    before = first.clone()
+    session.forward([DraftTree.chain([9])])
+    assert torch.equal(first, before)
+
+
 def test_long_passes_and_empty_caches_run_the_modules():
     forward, recorder = recorded()
     session = TreeSession(forward)

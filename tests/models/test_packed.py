@@ -23,6 +23,8 @@ needs_mkldnn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reas
 @torch.inference_mode()
 def test_a_packed_layer_computes_the_same(bias, dtype, tolerance):
     linear = nn.Linear(48, 80, bias=bias).to(dtype)
+    if not can_pack(linear):
+        pytest.skip(f"this CPU does not compute in {dtype}")
     layer = OneDnnLinear(linear)
     assert isinstance(layer, PackedLinear)
     assert torch.equal(layer.weight, linear.weight)
@@ -51,6 +53,21 @@ def test_the_ratio_compares_a_packed_layer_with_a_plain_one(monkeypatch):
     assert packed_ratio(nn.Linear(16, 16)) == 0.25
     monkeypatch.undo()
     assert packed_ratio(nn.Linear(16, 16)) > 0
+
+
+def test_a_cpu_without_bfloat16_packs_float32_only(monkeypatch):
+    """oneDNN says by an error what it cannot do, and only when it is asked to."""
+
+    def refuse(weight, rows):
+        raise RuntimeError("bf16 path needs the cpu support avx512bw")
+
+    packed._packs.cache_clear()
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", refuse)
+    assert not can_pack(nn.Linear(4, 4).to(torch.bfloat16))
+    packed._packs.cache_clear()
+    with pytest.raises(ConfigError, match="bfloat16 that the CPU computes with"):
+        pack_linears(build_model(dtype=torch.bfloat16))
+    packed._packs.cache_clear()
 
 
 def test_what_cannot_be_packed_is_refused():

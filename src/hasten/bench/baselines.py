@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hasten.bench.methods import ASSISTED, Method, TransformersMethod
+from hasten.bench.methods import ASSISTED, COMPILED, Method, TransformersMethod
 
 if TYPE_CHECKING:
     from hasten.bench.peers.llamacpp import LlamaCpp
@@ -70,6 +70,7 @@ def _openvino(name: str, given: Given) -> Method:
 
 BASELINES: dict[str, Baseline] = {
     "hf": Baseline(_transformers),
+    COMPILED: Baseline(_transformers),
     "hf-prompt-lookup": Baseline(_transformers, is_one_by_one=True),
     ASSISTED: Baseline(_transformers, is_one_by_one=True, needs_draft=True),
     "llamacpp": Baseline(partial(_llamacpp, looks_up=False), is_one_by_one=True, is_peer=True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,15 +16,17 @@ from hasten.core import SamplingParams
 from hasten.decode import Step
 from hasten.drafters import Drafter, make_drafter
 from hasten.engine import LanguageModel
-from hasten.errors import ConfigError
+from hasten.errors import ConfigError, ModelError
 from hasten.models.draft_lm import DraftLM
 from hasten.models.target import Target
 from hasten.verify import Verifier, find_verifier
 
 PLAIN = "plain"
 ASSISTED = "hf-assisted"
-TRANSFORMERS: dict[str, dict[str, int]] = {
+COMPILED = "hf-compiled"
+TRANSFORMERS: dict[str, dict[str, Any]] = {
     "hf": {},
+    COMPILED: {"cache_implementation": "static"},  # which makes it run its forward pass through torch.compile
     "hf-prompt-lookup": {"prompt_lookup_num_tokens": 10},
     ASSISTED: {},
 }
@@ -170,7 +172,8 @@ class TransformersMethod:
         assistant: (model, tokenizer) of a draft, for ``hf-assisted``, which runs with transformers' own
             defaults: how many tokens are drafted, and how sure the draft must be of them.
 
-    Raises ConfigError for ``hf-assisted`` without a draft.
+    Raises ConfigError for ``hf-assisted`` without a draft, ModelError for ``hf-compiled`` where transformers
+    does not compile.
     """
 
     def __init__(
@@ -178,22 +181,29 @@ class TransformersMethod:
     ) -> None:
         if name == ASSISTED and assistant is None:
             raise ConfigError(f"{ASSISTED} needs a draft model; give one with --draft, or leave it out")
+        if name == COMPILED and model.device.type == "cpu":
+            raise ModelError("transformers compiles its generate on GPUs only")
         self.name = name
         self._model = model
         self._tokenizer = tokenizer
         self._assistant = assistant if name == ASSISTED else None
 
     def start(self, prompts: list[list[int]], params: SamplingParams) -> None:
-        self.answer(prompts, replace(params, max_new_tokens=min(8, params.max_new_tokens)))
+        if self.name != COMPILED:  # a static cache has the size of the whole answer, and is compiled for it
+            params = replace(params, max_new_tokens=min(8, params.max_new_tokens))
+        self.answer(prompts, params)
 
     def answer(self, prompts: list[list[int]], params: SamplingParams) -> Answer:
-        with _count_passes(self._model) as passes:
+        # A hook would be compiled too, and compiled anew whenever its count changes.
+        counting = nullcontext([0]) if self.name == COMPILED else _count_passes(self._model)
+        with counting as passes:
             start = time.perf_counter()
             token_ids = self._generate(prompts, params)
             texts = [str(self._tokenizer.decode(row, skip_special_tokens=True)) for row in token_ids]
             seconds = time.perf_counter() - start
-        num_steps = sum(min(passes[0], len(row)) for row in token_ids)  # finished rows are padded on
-        return Answer(token_ids, texts, seconds, passes[0], num_steps)
+        num_passes = passes[0] or max(map(len, token_ids))
+        num_steps = sum(min(num_passes, len(row)) for row in token_ids)  # finished rows are padded on
+        return Answer(token_ids, texts, seconds, num_passes, num_steps)
 
     def _generate(self, prompts: list[list[int]], params: SamplingParams) -> list[list[int]]:
         """Prompts padded on the left; of each answer what was written until its first end-of-text token."""

@@ -45,8 +45,8 @@ def bench(
     baselines: Annotated[
         str,
         typer.Option(
-            help="transformers' own generate: hf, hf-prompt-lookup, hf-assisted (with --draft); on the same "
-            "weights also llamacpp, llamacpp-lookup, openvino-genai; '' for none."
+            help="transformers' own generate: hf, hf-compiled (on a GPU), hf-prompt-lookup, hf-assisted "
+            "(with --draft); on the same weights also llamacpp, llamacpp-lookup, openvino-genai; '' for none."
         ),
     ] = "hf",
     batch: Annotated[
