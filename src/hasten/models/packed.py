@@ -63,8 +63,8 @@ def pack_linears(model: Any) -> None:
     largest = largest_linear(model)
     if largest is None or not can_pack(largest):
         raise ConfigError(
-            "forward='packed' needs linear layers on the CPU, in float32 or in a bfloat16 that the CPU computes "
-            "with; use 'auto'"
+            "forward='packed' needs linear layers on the CPU, in float32, or in bfloat16 that the CPU "
+            "computes with; use 'auto'"
         )
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
