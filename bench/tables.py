@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hasten.bench.methods import ASSISTED, PLAIN
+from hasten.bench.methods import ASSISTED, COMPILED, PLAIN
 from hasten.bench.records import Record, geometric_mean
 from hasten.bench.report import conditions_line, limit_sentence
 
 Cell = Callable[[Record], str]
 
-REFERENCES = (ASSISTED, "llamacpp", "llamacpp-lookup", "openvino-genai")
+REFERENCES = (ASSISTED, COMPILED, "llamacpp", "llamacpp-lookup", "openvino-genai")
 """methods that others are also compared with, where they were measured"""
 
 

@@ -63,9 +63,9 @@ def load(
             folder or a hub id, loaded with this dtype and forward; a transformers model; or a DraftLM.
         draft_device: where the draft model runs; by default where this model does.
         draft_vocab: tokens that the draft may propose, a file of ``hasten train trim``.
-        forward: "stock" runs transformers' own layers; on the CPU, "packed" packs the linear ones, "compiled"
-            runs whole passes in compiled code, and "auto" measures which is fastest. A transformers model
-            given as an object is never changed.
+        forward: "stock" runs transformers' own layers; on the CPU, "packed" packs the linear ones, and
+            "compiled" runs whole passes in compiled code; on a GPU, "graphs" replays recorded passes; "auto"
+            measures which is fastest. A transformers model given as an object is never changed.
         trust_remote_code: allow a hub repository to run its own code.
 
     Raises:

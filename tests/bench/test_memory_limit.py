@@ -72,13 +72,14 @@ def test_passes_are_multiples_of_the_least_time() -> None:
 def test_the_sentence() -> None:
     assert limit_sentence(limit().as_json(), "packed", 1.5) == (
         "Memory is read at 20.0 GB/s, so the weights (100 MiB) take at least 5.00 ms. A pass of the packed "
-        "forward takes 6.00 ms for 1 row (1.20×), 10.00 ms for 16 rows (2.00×). It was ready after 1.50 s "
-        "and holds 1.50× the weights, and 3.0 KiB for each cached token."
+        "forward takes 6.00 ms for 1 row (1.20×, 83 % of that speed), 10.00 ms for 16 rows (2.00×, 50 % of "
+        "that speed). It was ready after 1.50 s and holds 1.50× the weights, and 3.0 KiB for each "
+        "cached token."
     )
     found = limit_sentence(
         limit(stock_forward_ms={1: 20.0}, cache_bytes_per_token=None).as_json(), "stock", 0.0
     )
-    assert "; transformers' own 20.00 ms for 1 row (4.00×). It was" in found
+    assert "; transformers' own 20.00 ms for 1 row (4.00×, 25 % of that speed). It was" in found
     assert found.endswith("holds 1.50× the weights.")
 
 

@@ -90,7 +90,7 @@ def limit_sentence(limit: dict[str, Any], forward: str, startup_seconds: float) 
     def passes(name: str) -> str:
         times = limit[f"{name}_times_least"]
         cells = [
-            f"{spent:.2f} ms for {rows} rows ({times[rows]:.2f}×)"
+            f"{spent:.2f} ms for {rows} rows ({times[rows]:.2f}×, {100 / times[rows]:.0f} % of that speed)"
             for rows, spent in limit[f"{name}_ms"].items()
         ]
         return ", ".join(cells).replace("1 rows", "1 row")

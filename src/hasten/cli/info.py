@@ -62,8 +62,9 @@ def info(
     choice = options.DraftChoice(draft, draft_device, draft_vocab)
     opened = open_model(model, dtype=dtype, device=device, forward=forward, shape=shape, **choice.arguments())
     facts = _facts(opened)
-    if forward == "auto" and opened.forward != LLAMA_CPP and facts["device"] == "cpu":
-        facts["forwards"] |= _other_forwards(model, opened.forward, facts["dtype"], shape)
+    if forward == "auto" and opened.forward != LLAMA_CPP:
+        loading = {"dtype": facts["dtype"], "device": facts["device"], "shape": shape}
+        facts["forwards"] |= _other_forwards(model, opened.forward, loading)
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
     else:
@@ -120,7 +121,7 @@ def _facts(opened: OpenModel) -> dict[str, Any]:
     }
 
 
-def _other_forwards(model: str, chosen: str, dtype: str, shape: str | None) -> dict[str, Any]:
+def _other_forwards(model: str, chosen: str, loading: dict[str, Any]) -> dict[str, Any]:
     """The passes of the forwards that were not chosen, or why they cannot run this model."""
     from hasten.bench.models import open_model
     from hasten.models.forwards import FORWARDS
@@ -130,7 +131,7 @@ def _other_forwards(model: str, chosen: str, dtype: str, shape: str | None) -> d
         if name in ("auto", chosen):
             continue
         try:
-            opened = open_model(model, dtype=dtype, device="cpu", forward=name, shape=shape)
+            opened = open_model(model, forward=name, **loading)
         except ConfigError as problem:
             found[name] = {"refused": str(problem)}
             continue

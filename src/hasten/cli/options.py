@@ -83,7 +83,8 @@ ForwardName = Annotated[
     str,
     typer.Option(
         "--forward",
-        help="stock (transformers' own layers); on the CPU packed or compiled; or auto (measure).",
+        help="stock (transformers' own layers); on the CPU packed or compiled; on a GPU graphs; or auto "
+        "(measure).",
     ),
 ]
 Shape = Annotated[
