@@ -65,7 +65,8 @@ def load(
         draft_vocab: tokens that the draft may propose, a file of ``hasten train trim``.
         forward: "stock" runs transformers' own layers; on the CPU, "packed" packs the linear ones, and
             "compiled" runs whole passes in compiled code; on a GPU, "graphs" replays recorded passes; "auto"
-            measures which is fastest. A transformers model given as an object is never changed.
+            measures which is fastest. A transformers model given as an object is never changed: it runs as it
+            is, or recorded on request; its weights must then stay where they are.
         trust_remote_code: allow a hub repository to run its own code.
 
     Raises:
@@ -113,11 +114,11 @@ def _open_target(
             os.fspath(model), dtype, device, trust_remote_code=trust_remote_code
         )
         return target_of(model, prepare(model, forward).forward), tokenizer
-    if dtype != "auto" or device is not None or forward != "auto":
-        raise ConfigError(
-            "dtype, device and forward go with a name or folder; convert a model object yourself"
-        )
-    return target_of(model), tokenizer
+    if dtype != "auto" or device is not None:
+        raise ConfigError("dtype and device go with a name or folder; convert a model object yourself")
+    if forward not in ("auto", "stock", "graphs"):
+        raise ConfigError(f"forward={forward!r} takes the weights over, so it goes with a name or folder")
+    return target_of(model, prepare(model, "stock" if forward == "auto" else forward).forward), tokenizer
 
 
 class LanguageModel:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from hasten.core import LogitsProcessor, SamplingParams, TopCandidates
 from hasten.errors import ModelError
-from hasten.transfers import to_device, to_host
+from hasten.transfers import staged, to_host
 
 
 def keyed_generator(seed: int, sample: int, position: int, stream: int) -> np.random.Generator:
@@ -129,7 +129,9 @@ class Sampler:
         """As ``_noisy``, for rows [rows, vocab] that stand at these positions."""
         distinct, rows = np.unique(positions, return_inverse=True)
         noise = [gumbel_noise(self.seed, self.sample, int(one), logits.shape[-1]) for one in distinct]
-        of_positions, index = (to_device(one, logits.device) for one in (np.stack(noise), rows))
+        of_positions, index = (
+            staged(one, logits.device).to(logits.device, non_blocking=True) for one in (np.stack(noise), rows)
+        )
         return warp(logits.float(), self.params) + of_positions[index]
 
     def _draw(self, logits: torch.Tensor, token_ids: list[int]) -> int:

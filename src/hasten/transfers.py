@@ -9,12 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 
-def to_device(values: NDArray[Any], device: torch.device) -> torch.Tensor:
-    """A copy on the device, ordered before what is computed there next; shares memory on the CPU."""
+def staged(values: NDArray[Any], device: torch.device) -> torch.Tensor:
+    """The values on the host, where a copy to the device can begin without waiting (``non_blocking``)."""
     tensor = torch.from_numpy(np.ascontiguousarray(values))
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)  # from ordinary memory, CUDA would wait
+    return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
 def to_host(tensor: torch.Tensor, *, wait: bool) -> torch.Tensor:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import logging
+from contextlib import nullcontext
 from dataclasses import replace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 import transformers as hf
 
+import hasten
 from adversaries import ADVERSARIES, Adversary, Oracle
 from conftest import ARCHITECTURES, BASE, build_model, finest_dtype
 from hasten.core import Acceptance, SamplingParams
@@ -20,6 +24,7 @@ from hasten.models import forwards, graphs
 from hasten.models.attention import AttentionKinds
 from hasten.models.causal_lm import CausalLM
 from hasten.models.draft_lm import load_draft
+from hasten.models.forward import Forward
 from hasten.models.forwards import prepare
 from hasten.models.graphs import MIN_SLOTS, TOKENS, CudaRecorder, GraphedForward
 from hasten.models.probe import probe
@@ -229,6 +234,15 @@ def test_what_cannot_be_recorded_is_refused_with_a_reason(make, reason, on_gpu):
     assert reason in prepared.reason
 
 
+def test_a_model_object_is_recorded_on_request(on_gpu):
+    model = build_model()
+    lm = hasten.load(model, forward="graphs")
+    assert isinstance(lm.target.forward, GraphedForward)
+    assert type(hasten.load(model).target.forward) is Forward
+    with pytest.raises(ConfigError, match=r"forward='packed'.*name or folder"):
+        hasten.load(model, forward="packed")
+
+
 def test_a_cpu_records_nothing():
     with pytest.raises(ConfigError, match=r"forward='graphs'.*it is on cpu.*forward='auto'"):
         prepare(build_model(), "graphs")
@@ -262,12 +276,29 @@ def test_what_is_recorded_reads_nothing_of_the_host(name):
     assert recording.logits.shape == (2, 8, BASE["vocab_size"])
 
 
+def test_cuda_graphs_are_warmed_up_and_share_their_memory(monkeypatch):
+    """Of CUDA only the calls are here; that they exist with these arguments is asked of PyTorch."""
+    cuda, calls = MagicMock(), []
+    inspect.signature(torch.cuda.graph).bind(None, pool=None, capture_error_mode="thread_local")
+    assert {"replay", "pool"} <= set(dir(torch.cuda.CUDAGraph))
+    cuda.graph.side_effect = lambda graph, **options: calls.append(options) or nullcontext()
+    monkeypatch.setattr(torch, "cuda", cuda)
+    record, runs = CudaRecorder(torch.device("cuda:1")), []
+    for _ in range(2):
+        replay, result = record(lambda: runs.append(0) or len(runs))
+        assert replay is cuda.CUDAGraph().replay
+    assert (len(runs), result) == (6, 6)
+    pool = cuda.CUDAGraph().pool()
+    assert [one["pool"] for one in calls] == [None, pool]
+    cuda.device.assert_called_with(torch.device("cuda:1"))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", TREE_MODELS)
 def test_a_gpu_replays_what_the_modules_compute(name):
     model = build_model(name, finest_dtype(name)).cuda()
-    forward = GraphedForward(model, CudaRecorder())
+    forward = GraphedForward(model, CudaRecorder(torch.device("cuda")))
     walk(forward, TreeSession(forward), np.random.default_rng(0), 8)
     assert forward.why_not == ""
     plain, lm = (LanguageModel(CausalLM(model, forward=one), drafter="off") for one in (None, forward))
@@ -280,7 +311,7 @@ def test_a_gpu_replays_what_the_modules_compute(name):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_pass_does_not_wait():
-    forward = GraphedForward(build_model().cuda(), CudaRecorder())
+    forward = GraphedForward(build_model().cuda(), CudaRecorder(torch.device("cuda")))
     session = TreeSession(forward)
     session.prefill([[5, 6, 7]])
     tree = DraftTree.chain([4, 5])

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from hasten.models.attention import Visible
 from hasten.models.forward import Forward
 from hasten.models.slot_cache import SlotCache
-from hasten.transfers import to_device
+from hasten.transfers import staged
 
 TOKENS = (1, 8, 16, 32, 64, 128)
 """Tokens of a row that passes are recorded for; longer ones are worth their launches."""
@@ -44,27 +44,30 @@ _log = logging.getLogger("hasten")
 class CudaRecorder:
     """CUDA graphs that share their working memory: they run one after the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._pool: Any = None
 
     def __call__(self, run: Run) -> tuple[Callable[[], None], torch.Tensor]:
-        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
-            for _ in range(_WARM_UPS):
-                run()
-        torch.cuda.current_stream().wait_stream(beside)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads (a draft that reads ahead) may go on with work that could not be recorded.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            result = run()
-        self._pool = graph.pool()
+        with torch.cuda.device(self._device):
+            here = torch.cuda.current_stream()
+            beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            beside.wait_stream(here)
+            with torch.cuda.stream(beside):
+                for _ in range(_WARM_UPS):
+                    run()
+            here.wait_stream(beside)
+            graph = torch.cuda.CUDAGraph()
+            # Other threads (a draft that reads ahead) may go on with work that could not be recorded.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                result = run()
+            self._pool = graph.pool()
         return graph.replay, result
 
 
 def recorder_for(device: torch.device) -> Recorder | None:
     """What records passes on a device; None where nothing does."""
-    return CudaRecorder() if device.type == "cuda" else None
+    return CudaRecorder(device) if device.type == "cuda" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +295,7 @@ def _fill(place: torch.Tensor, values: NDArray[Any]) -> None:
     """Write into the first elements of every dimension, and 0 into the others, without waiting."""
     whole = np.zeros(tuple(place.shape), values.dtype)
     whole[tuple(map(slice, values.shape))] = values
-    place.copy_(to_device(whole, place.device))
+    place.copy_(staged(whole, place.device), non_blocking=True)
 
 
 def _power_of_two(count: int) -> int:
