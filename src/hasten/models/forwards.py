@@ -12,7 +12,7 @@ from torch import nn
 
 from hasten.errors import ConfigError
 from hasten.models.causal_lm import CausalLM
-from hasten.models.compiled.blueprint import Blueprint, Unsupported, read_blueprint
+from hasten.models.compiled.blueprint import Unsupported, read_blueprint
 from hasten.models.compiled.executor import CompiledForward, CompiledModel, Reference, is_compiled
 from hasten.models.compiled.tiles import TiledEmbedding
 from hasten.models.forward import Forward
@@ -22,9 +22,10 @@ from hasten.models.probe import reproduces_plain_passes
 from hasten.models.tree_session import TreeSession
 
 FORWARDS = ("auto", "stock", "packed", "compiled", "graphs")
-_MEASURED = "measured when loading, milliseconds of 1 row and of 16: "
 _CONTEXT = 64
 _LEAST_GAIN = 0.95  # what is not clearly faster than the model as it is stays away
+_CLEAR_GAIN = 2.0
+"""So many times as fast as stock over 16 rows, no packed layers have ever been: nothing else is tried."""
 
 _log = logging.getLogger("hasten")
 
@@ -68,30 +69,45 @@ def _prepare(model: Any, asked: str) -> tuple[str, str, Forward | None]:
         return "packed", "as asked", None
     if asked == "auto":
         return _fastest_recorded(model) if recorder_for(model.device) else _fastest(model)
+    forward: Forward | None
     if asked == "compiled":
-        blueprint, why_not = _blueprint(model)
-        forward: Forward | None = None if blueprint is None else _compile(model, blueprint)
+        forward, why_not, _ = _compiled(model)
     else:
         forward, why_not = _recorded(model)
     if forward is None:
-        raise _refused(asked, why_not)
+        raise ConfigError(f"forward={asked!r} cannot run this model: {why_not}; use forward='auto'")
     return asked, "as asked", forward
 
 
-def _refused(asked: str, why_not: str) -> ConfigError:
-    return ConfigError(f"forward={asked!r} cannot run this model: {why_not}; use forward='auto'")
-
-
 def _fastest(model: Any) -> tuple[str, str, Forward | None]:
-    """On the CPU: the model as it is, with packed layers, or compiled."""
-    blueprint, why_not = _blueprint(model)
-    linear = largest_linear(model)
-    packed = packed_ratio(linear) if linear is not None and can_pack(linear) else None
-    if blueprint is not None:
-        return _fastest_compiled(model, blueprint, packed)
-    if packed is None:
-        reason = "packed layers need float32, or bfloat16 that the CPU computes with"
-        return "stock", f"{reason}; not compiled: {why_not}", None
+    """On the CPU: compiled, with packed layers, or as it is; measured where it is not clear at once."""
+    forward, why_not, gain = _compiled(model)
+    if forward is None:
+        return _fastest_layers(model, why_not)
+    if gain >= _CLEAR_GAIN:
+        return "compiled", f"measured when loading: {gain:.1f} times as fast as stock passes", forward
+    spent = {"compiled": _milliseconds(model, forward)}
+    restore(model)
+    spent["stock"] = _milliseconds(model, None)
+    if _packable(model) is not None:
+        pack_linears(model)
+        spent["packed"] = _milliseconds(model, None)
+        restore(model)
+    best, reason = _best(spent)
+    if best == "compiled":
+        return best, reason, _compiled(model)[0]
+    if best == "packed":
+        pack_linears(model)
+    return best, reason, None
+
+
+def _fastest_layers(model: Any, why_not: str) -> tuple[str, str, Forward | None]:
+    """``why_not``: why it is not compiled."""
+    linear = _packable(model)
+    if linear is None:
+        needs = "float32, or bfloat16 that the CPU computes with"
+        return "stock", f"not compiled: {why_not}; packed layers need {needs}", None
+    packed = packed_ratio(linear)
     reason = f"packed layers take {packed:.2f} of the time of stock ones; not compiled: {why_not}"
     if packed >= _LEAST_GAIN:
         return "stock", reason, None
@@ -99,32 +115,9 @@ def _fastest(model: Any) -> tuple[str, str, Forward | None]:
     return "packed", reason, None
 
 
-def _fastest_compiled(
-    model: Any, blueprint: Blueprint, packed: float | None
-) -> tuple[str, str, Forward | None]:
-    """``packed``: what packing makes of the time of a layer; at best it makes that of the whole pass."""
-    spent = {"stock": _milliseconds(model, None)}
-    if packed is not None:
-        spent["packed"] = spent["stock"] * packed
-    try:
-        forward = _compile(model, blueprint)
-        spent["compiled"] = _milliseconds(model, forward)
-        reason = _MEASURED
-    except ConfigError as problem:
-        reason = f"{problem}; measured when loading: "
-    if spent.get("packed", torch.inf) < spent.get("compiled", 0.0):  # an estimate is not enough
-        restore(model)
-        pack_linears(model)
-        spent["packed"] = _milliseconds(model, None)
-        restore(model)
-        forward = _compile(model, read_blueprint(model))
-    best, reason = _best(spent, reason)
-    if best == "compiled":
-        return best, reason, forward
-    restore(model)
-    if best == "packed":
-        pack_linears(model)
-    return best, reason, None
+def _packable(model: Any) -> nn.Linear | None:
+    linear = largest_linear(model)
+    return linear if linear is not None and can_pack(linear) else None
 
 
 def _fastest_recorded(model: Any) -> tuple[str, str, Forward | None]:
@@ -133,14 +126,15 @@ def _fastest_recorded(model: Any) -> tuple[str, str, Forward | None]:
     if forward is None:
         return "stock", f"not recorded: {why_not}", None
     spent = {"stock": _milliseconds(model, None), "graphs": _milliseconds(model, forward)}
-    best, reason = _best(spent, _MEASURED)
+    best, reason = _best(spent)
     return best, reason, forward if best == "graphs" else None
 
 
-def _best(spent: dict[str, float], reason: str) -> tuple[str, str]:
-    """The way that takes the least time, and all times after the reason."""
+def _best(spent: dict[str, float]) -> tuple[str, str]:
+    """The way that takes the least time, and what was measured."""
     best = min(spent, key=lambda way: spent[way] / (1 if way == "stock" else _LEAST_GAIN))
-    return best, reason + ", ".join(f"{way} {milliseconds:.1f}" for way, milliseconds in spent.items())
+    times = ", ".join(f"{way} {milliseconds:.1f}" for way, milliseconds in spent.items())
+    return best, f"measured when loading, milliseconds of 1 row and of 16: {times}"
 
 
 def _recorded(model: Any) -> tuple[GraphedForward | None, str]:
@@ -157,29 +151,26 @@ def _recorded(model: Any) -> tuple[GraphedForward | None, str]:
     return forward, ""
 
 
-def _blueprint(model: Any) -> tuple[Blueprint | None, str]:
-    """What the compiled pass needs to know, or why there is none."""
+def _compiled(model: Any) -> tuple[CompiledForward | None, str, float]:
+    """(a compiled forward, why there is none, its gain over stock passes); without one, the model is as it was."""
     if model.device.type != "cpu" or model.dtype not in (torch.float32, torch.bfloat16):
-        return None, f"it is in {str(model.dtype).removeprefix('torch.')} on {model.device}"
+        return None, f"it is in {str(model.dtype).removeprefix('torch.')} on {model.device}", 0.0
     try:
-        return read_blueprint(model), ""
+        blueprint = read_blueprint(model)
     except Unsupported as problem:
-        return None, str(problem)
-
-
-def _compile(model: Any, blueprint: Blueprint) -> CompiledForward:
-    """Raises ConfigError where it computes something else than the model."""
+        return None, str(problem), 0.0
     if not is_compiled():
         _log.warning("compiling the forward pass for this CPU; this takes half a minute, once")
     reference = Reference(model)
     try:
         forward = CompiledForward(model, CompiledModel(model, blueprint))
-        why_not = reference.refuses(forward)
+        why_not, gain = reference.compare(forward)
     except Unsupported as problem:
-        why_not = str(problem)
+        why_not, gain = str(problem), 0.0
     if why_not:
-        raise _refused("compiled", why_not)
-    return forward
+        restore(model)
+        return None, why_not, gain
+    return forward, "", gain
 
 
 def restore(model: Any) -> None:
