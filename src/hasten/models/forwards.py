@@ -152,7 +152,7 @@ def _recorded(model: Any) -> tuple[GraphedForward | None, str]:
 
 
 def _compiled(model: Any) -> tuple[CompiledForward | None, str, float]:
-    """(a compiled forward, why there is none, its gain over stock passes); without one, the model is as it was."""
+    """(compiled forward, why there is none, its gain over stock passes); without one, nothing changed."""
     if model.device.type != "cpu" or model.dtype not in (torch.float32, torch.bfloat16):
         return None, f"it is in {str(model.dtype).removeprefix('torch.')} on {model.device}", 0.0
     try:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from functools import cache, partial
+from operator import call
 from typing import Any
 
 Task = Callable[[], Any]
@@ -26,10 +28,15 @@ class Team:
             threading.Thread(target=_work, args=(tasks,), daemon=True, name=f"hasten-{number}").start()
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> None:
+        parts = [
+            partial(function, thread, self.num_threads, *arguments) for thread in range(self.num_threads)
+        ]
+        calls: list[Task] = [
+            partial(tasks.put, part) for tasks, part in zip(self._tasks, parts[1:], strict=True)
+        ]
         with self._lock:
-            for thread, tasks in enumerate(self._tasks, 1):
-                tasks.put(partial(function, thread, self.num_threads, *arguments))
-            function(0, self.num_threads, *arguments)
+            # Without a bytecode between them: Ctrl-C would leave threads that wait for this one for ever.
+            deque(map(call, [*calls, parts[0]]), maxlen=0)  # type: ignore[arg-type]
 
 
 def team(num_threads: int) -> Team:
