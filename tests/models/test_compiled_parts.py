@@ -15,7 +15,7 @@ import torch
 from compiled_models import compiled, text_of, torch_threads
 from hasten.models.compiled import products
 from hasten.models.compiled.executor import VisibleSlots
-from hasten.models.compiled.linear import share
+from hasten.models.compiled.linear import multiply, share
 from hasten.models.compiled.machine import meet, read, transpose_16, write
 from hasten.models.compiled.products import LANES, MAX_ROWS, PANEL, ROW_COUNTS
 from hasten.models.compiled.rows import block_rows, exp, pack, packed_start
@@ -41,9 +41,16 @@ def product_of(rows, tiles, layout):
 
     @numba.njit
     def run(x, x_stride, w, w_at, w_tile, w_unit, units, out, stride):
-        product(x, 0, x_stride, w, w_at, w_tile, w_unit, units, out, 0, stride)
+        product(x, 0, x_stride, w, w_at, w_tile, w_unit, units, out, 0, stride, w_tile, w_unit)
 
     return run
+
+
+def packed_rows(values, kind):
+    """Rows [rows, inner] of one block as packed x."""
+    width = 4 // np.dtype(kind).itemsize
+    units = values.view(len(values), -1, width).transpose(0, 1)
+    return as_numpy(units.float()).view(kind) if kind == np.uint32 else as_numpy(units)
 
 
 def packed_product(rows, tiles, dtype, units):
@@ -52,19 +59,19 @@ def packed_product(rows, tiles, dtype, units):
     width = 4 // dtype.itemsize
     x = torch.randn(rows, units * width, generator=generator).to(dtype)
     w = torch.randn(tiles, LANES, units * width, generator=generator).to(dtype)
-    packed_x = x.view(rows, units, width).transpose(0, 1)
-    packed_w = w.view(tiles, LANES, units, width).transpose(1, 2)
+    packed_w = as_numpy(w.view(tiles, LANES, units, width).transpose(1, 2))
+    packed_x = packed_rows(x, products.packed_kind(packed_w))
     out = np.full((rows, tiles * LANES + 3), -1, np.float32)
     distances = LANES * units * width, LANES * width
     product_of(rows, tiles, "packed")(
-        as_numpy(packed_x), 0, as_numpy(packed_w), 0, *distances, units, out.reshape(-1), out.shape[1]
+        packed_x, 0, packed_w, 0, *distances, units, out.reshape(-1), out.shape[1]
     )
     assert (out[:, tiles * LANES :] == -1).all()
     return out[:, : tiles * LANES], (x.double() @ w.double().flatten(0, 1).T).numpy()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("tiles", sorted({1, PANEL}))
+@pytest.mark.parametrize("tiles", sorted({1, PANEL, 4}))
 @pytest.mark.parametrize("rows", ROW_COUNTS)
 def test_packed_products_are_those_of_matrices(rows, tiles, dtype):
     for units in (1, 7, 40):
@@ -142,23 +149,54 @@ def test_blocks_of_16_are_transposed():
     assert np.array_equal(target[5 : 5 + 256].reshape(16, 16), block.T)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("num_rows", [1, 2, 3, 5, 8, 9, 16, 19])
-def test_packed_rows_have_places_of_their_own(num_rows, dtype):
+@pytest.mark.parametrize("kind", [np.float32, np.uint16, np.uint32])
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 5, 6, 7, 8, 9, 16, 19])
+def test_packed_rows_have_places_of_their_own(num_rows, kind):
     size = 12
     values = torch.randn(num_rows, size)
     blocks = -(-num_rows // MAX_ROWS)
-    x = torch.zeros(blocks * MAX_ROWS * size, dtype=dtype)
+    x = np.zeros(blocks * MAX_ROWS * size, kind)
     for row in range(num_rows):
-        start, distance = packed_start(as_numpy(x), row, num_rows, size)
-        pack(values.reshape(-1).numpy(), row * size, size, as_numpy(x), start, distance)
-    width, at = 4 // dtype.itemsize, 0
+        start, distance = packed_start(x, row, num_rows, size)
+        pack(values.reshape(-1).numpy(), row * size, size, x, start, distance)
+    at = 0
     for block in range(blocks):
         rows = block_rows(block, num_rows)
-        found = x[at : at + rows * size].view(size // width, rows, width).transpose(0, 1).reshape(rows, size)
-        expected = values[block * MAX_ROWS :][:rows].to(dtype)
-        assert torch.equal(found[: len(expected)], expected)
+        expected = torch.zeros(rows, size)
+        some = values[block * MAX_ROWS :][:rows]
+        expected[: len(some)] = some
+        if kind is not np.float32:
+            expected = expected.bfloat16()
+        assert np.array_equal(x[at : at + rows * size], packed_rows(expected, kind))
         at += rows * size
+
+
+@numba.njit
+def _matrix(values, num_rows, size, x, w, num_tiles, out):
+    for row in range(num_rows):
+        start, distance = packed_start(x, row, num_rows, size)
+        pack(values, row * size, size, x, start, distance)
+    multiply(x, num_rows, size, w, 0, LANES * size, 0, num_tiles, out, num_tiles * LANES)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_tiles", [1, 3, 4, 6, 11])
+def test_rows_of_a_matrix_product_do_not_depend_on_their_number(num_tiles, dtype):
+    """Up to more blocks of rows than elements of a unit: then each fetches one, and some again."""
+    generator, most, size = torch.Generator().manual_seed(0), 17 * MAX_ROWS + 1, 24
+    values = torch.randn(most, size, generator=generator)
+    weights = torch.randn(num_tiles * LANES, size, generator=generator).to(dtype)
+    tiles = Tiles(weights.numel(), dtype)
+    tiles.add(weights)
+    exact = values.to(dtype).double() @ weights.double().T
+    whole = None
+    for num_rows in (most, *range(1, 2 * MAX_ROWS + 2)):
+        x = np.zeros((num_rows + MAX_ROWS) * size, products.packed_kind(tiles.values))
+        out = np.zeros((num_rows + MAX_ROWS, num_tiles * LANES), np.float32)
+        _matrix(values.numpy().reshape(-1), num_rows, size, x, tiles.values, num_tiles, out.reshape(-1))
+        whole = out if whole is None else whole
+        assert np.array_equal(out[:num_rows], whole[:num_rows])
+        np.testing.assert_allclose(out[:num_rows], exact[:num_rows].numpy(), atol=1e-4)
 
 
 @pytest.mark.parametrize("multiple", [1, 3])

@@ -21,8 +21,9 @@ GROUP = 8 * MAX_ROWS
 
 _weigh = block_product(1, "rows")
 """Sums of 16 channels over the slots, each weighed by a row's softmax."""
-_weigh_pair = block_product(2, "rows")
-"""The same for 32 channels."""
+_SIDE_BY_SIDE = min(PANEL, 2)
+_weigh_side_by_side = _weigh if _SIDE_BY_SIDE == 1 else block_product(_SIDE_BY_SIDE, "rows")
+"""The same for 32 channels, where there are as many vector registers."""
 
 
 @numba.njit(nogil=True, error_model="numpy")
@@ -56,26 +57,14 @@ def score(queries, num_queries, keys, first_key, size, num_slots, tile, scores, 
         for block in range(num_blocks):
             rows, first = block_rows(block, num_queries), block * MAX_ROWS
             place = first * stride + slot
+            x = (queries, first * size, 0)
             if num_tiles == PANEL:
-                multiply_panel(
-                    rows, queries, first * size, 0, tile, 0, w_tile, w_unit, units, scores, place, stride
-                )
+                w = (tile, 0, w_tile, w_unit, units)
+                multiply_panel(rows, *x, *w, scores, place, stride, 0, 0)
                 continue
             for index in range(num_tiles):
-                multiply_tile(
-                    rows,
-                    queries,
-                    first * size,
-                    0,
-                    tile,
-                    index * w_tile,
-                    w_tile,
-                    w_unit,
-                    units,
-                    scores,
-                    place + index * LANES,
-                    stride,
-                )
+                w = (tile, index * w_tile, w_tile, w_unit, units)
+                multiply_tile(rows, *x, *w, scores, place + index * LANES, stride, 0, 0)
 
 
 @numba.njit(nogil=True, error_model="numpy")
@@ -85,29 +74,17 @@ def weigh(rows, weights, at, stride, states, start, size, padded, num_slots, pad
     ``padding`` holds the values of channels that do not fill a vector, ``padded`` of them a slot.
     """
     stay_apart()
+    x, together = (weights, at, stride), _SIDE_BY_SIDE * LANES
     for channel in range(0, padded, LANES):
-        at_value = start + channel
+        place = start + channel
         if padded != size:
-            _weigh(rows, weights, at, stride, padding, channel, 0, padded, num_slots, out, channel, padded)
-        elif channel % (2 * LANES) == 0 and channel + 2 * LANES <= size:
-            _weigh_pair(
-                rows,
-                weights,
-                at,
-                stride,
-                states,
-                start + channel,
-                LANES,
-                size,
-                num_slots,
-                out,
-                channel,
-                padded,
-            )
-        elif channel % (2 * LANES) == 0:
-            _weigh(rows, weights, at, stride, states, at_value, 0, size, num_slots, out, channel, padded)
+            _weigh(rows, *x, padding, channel, 0, padded, num_slots, out, channel, padded, 0, 0)
+        elif channel % together == 0 and channel + together <= size:
+            _weigh_side_by_side(rows, *x, states, place, LANES, size, num_slots, out, channel, padded, 0, 0)
+        elif channel % together == 0:
+            _weigh(rows, *x, states, place, 0, size, num_slots, out, channel, padded, 0, 0)
     sums = rows * padded
-    _weigh(rows, weights, at, stride, ones, 0, 0, 0, num_slots, out, sums, LANES)
+    _weigh(rows, *x, ones, 0, 0, 0, num_slots, out, sums, LANES, 0, 0)
     for row in range(rows):
         total = out[sums + row * LANES]
         values = out[row * padded : (row + 1) * padded]

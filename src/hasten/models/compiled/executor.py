@@ -19,7 +19,7 @@ from hasten.models.compiled.arguments import NONE, Call, Model, Scratch
 from hasten.models.compiled.attention import GROUP
 from hasten.models.compiled.blueprint import Blueprint, Matrix, Unsupported, norm_vectors
 from hasten.models.compiled.mapped_files import MappedFiles
-from hasten.models.compiled.products import LANES, MAX_ROWS, PANEL
+from hasten.models.compiled.products import LANES, MAX_ROWS, PANEL, packed_kind
 from hasten.models.compiled.team import team
 from hasten.models.compiled.tiles import DTYPES, TiledEmbedding, TiledLinear, Tiles, num_tiles
 from hasten.models.forward import Forward
@@ -293,7 +293,7 @@ class CompiledModel:
         return first, np.array(addresses, np.int64)
 
     def _scratch_for(self, num_rows: int, num_wanted: int, num_slots: int) -> Scratch:
-        model, kind = self._model, self._tiles.values.dtype
+        model, kind, packed = self._model, self._tiles.values.dtype, packed_kind(self._tiles.values)
         threads = self._tiles.num_threads
         rows, wanted = (-(-count // 64) * 64 for count in (num_rows, num_wanted))
         slots = -(-num_slots // 256) * 256
@@ -308,12 +308,12 @@ class CompiledModel:
         scratch = Scratch(
             residual=np.empty(rows * model.hidden_size, np.float32),
             wide=np.empty(rows * widest, np.float32),
-            x=np.zeros(rows * max(model.hidden_size, heads), kind),
-            x_mlp=np.zeros(rows * model.hidden_size, kind),
-            x_inner=np.zeros(rows * model.inner_size, kind),
+            x=np.zeros(rows * max(model.hidden_size, heads), packed),
+            x_mlp=np.zeros(rows * model.hidden_size, packed),
+            x_inner=np.zeros(rows * model.inner_size, packed),
             logits=np.empty(wanted * int(model.head[1]) * LANES, np.float32),
             own_row=np.empty((threads, max(model.hidden_size, heads)), np.float32),
-            own_queries=np.empty((threads, GROUP * model.head_size), kind),
+            own_queries=np.empty((threads, GROUP * model.head_size), packed),
             own_tile=np.empty((threads, tile), kind),
             own_scores=np.empty((threads, GROUP * slots), np.float32),
             own_values=np.empty((threads, MAX_ROWS * (padded + LANES)), np.float32),

@@ -72,7 +72,7 @@ def read(array, place):
 
 
 def write(array, place, value):
-    """Store a float32, rounded to nearest even where the array holds bfloat16."""
+    """Store a float32, rounded to bfloat16 where the array is uint16, or uint32 (the bits of a float32)."""
     raise TypeError("for compiled code only")
 
 
@@ -98,6 +98,13 @@ def _write(array, place, value):
             array[place] = numba.uint16(bfloat16_bits(value) >> numba.uint32(16))
 
         return rounded
+
+    if array.dtype == types.uint32:
+
+        def widened(array, place, value):
+            array[place] = bfloat16_bits(value) & numba.uint32(0xFFFF0000)
+
+        return widened
 
     def plain(array, place, value):
         array[place] = value

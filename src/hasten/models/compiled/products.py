@@ -12,14 +12,16 @@ same row has the same bits in a pass of one row and in a pass of hundreds.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import llvmlite.binding as llvm
 import numba
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
 LANES = 16
 """Outputs a vector holds: one tile of columns."""
@@ -27,10 +29,15 @@ LANES = 16
 _FEATURES = llvm.get_host_cpu_features()
 HAS_BF16_DOT = bool(_FEATURES.get("avx512bf16", False))
 """Whether the CPU multiplies pairs of bfloat16 by itself."""
-MAX_ROWS, PANEL = (8, 3) if _FEATURES.get("avx512f", False) else (4, 1)
+HAS_AVX512 = bool(_FEATURES.get("avx512f", False))
+MAX_ROWS, PANEL = (8, 3) if HAS_AVX512 else (6, 1)
 """Rows of a block and tiles side by side: as many sums as there are vector registers, less a few."""
 
-ROW_COUNTS = tuple(rows for rows in (1, 2, 4, 8) if rows <= MAX_ROWS)
+SHARES_FETCHING = not HAS_AVX512
+"""Whether blocks of rows share the fetching of the next panel, so that each computes while memory is read.
+Otherwise each asks for all of it: three tiles with places of their own do not leave enough registers."""
+
+ROW_COUNTS = (1, 2, 4, MAX_ROWS)
 """Sizes of a block; a smaller rest is rounded up."""
 
 _I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
@@ -59,23 +66,37 @@ class _BFloat(ir.types.Type):  # type: ignore[misc]
 _BFLOATS = ir.VectorType(_BFloat(), 2 * LANES)
 
 
+def packed_kind(weights: NDArray[Any]) -> np.dtype[Any]:
+    """What packed rows consist of that are multiplied with these weights.
+
+    uint16 stands for bfloat16. A CPU that multiplies float32 only would widen it again with every tile: there
+    packed rows are uint32, the bits of float32 values that are already rounded.
+    """
+    if weights.dtype != np.uint16 or HAS_BF16_DOT:
+        return weights.dtype
+    return np.dtype(np.uint32)
+
+
 def tile_product(rows: int, tiles: int, layout: Layout) -> Any:
-    """An intrinsic ``(x, x_at, x_stride, w, w_at, w_tile, w_unit, units, out, out_at, out_stride)``.
+    """An intrinsic, called as ``product`` below.
 
     out[r, 16 t + lane] = sum over units of x[r] * w[t, lane], from 0; all places and strides in elements.
+    Meanwhile a panel fetches the next one, or its share of it (SHARES_FETCHING): with each unit ``pace``
+    elements more, from ``ahead`` elements after the beginning of each tile on.
 
     Args:
         rows: of x. With the layout "packed" they are interleaved: unit after unit, the rows of each side by
-            side; with "rows" they lie ``x_stride`` apart.
-        tiles: of w, ``w_tile`` apart, their units ``w_unit`` apart. A unit has 16 lanes. uint16 stands for
-            bfloat16: of packed x and w a unit is then a pair of neighbours of the inner dimension; in "rows"
-            x is float32.
+            side; with "rows" they lie ``x_stride`` apart, in float32. See packed_kind.
+        tiles: of w, ``w_tile`` apart, their units ``w_unit`` apart. A unit has 16 lanes. Where "packed" w is
+            bfloat16, a unit is a pair of neighbours of the inner dimension.
     """
 
     @intrinsic
-    def product(typing, x, x_at, x_stride, w, w_at, w_tile, w_unit, units, out, out_at, out_stride):
-        index = types.intp
-        signature = types.void(x, index, index, w, index, index, index, index, out, index, index)
+    def product(
+        typing, x, x_at, x_stride, w, w_at, w_tile, w_unit, units, out, out_at, out_stride, ahead, pace
+    ):
+        i = types.intp
+        signature = types.void(x, i, i, w, i, i, i, i, out, i, i, i, i)
 
         def generate(context, builder, signature, arguments):
             def pointer(place: int, element: Any) -> Any:
@@ -83,29 +104,35 @@ def tile_product(rows: int, tiles: int, layout: Layout) -> Any:
                 return builder.bitcast(array.data, element.as_pointer())
 
             builder.function.attributes.add("noinline")  # else each caller is optimised with it anew
-            _, x_at, x_stride, _, w_at, w_tile, w_unit, units, _, out_at, out_stride = arguments
-            x_type, w_type = (_I16 if signature.args[i].dtype == types.uint16 else _FLOAT for i in (0, 3))
+            _, x_at, x_stride, _, w_at, w_tile, w_unit, units, _, out_at, out_stride, ahead, pace = arguments
+            x_type, w_type = (
+                _I16 if signature.args[place].dtype == types.uint16 else _FLOAT for place in (0, 3)
+            )
             first_x = builder.gep(pointer(0, x_type), [x_at])
             first_w = builder.gep(pointer(3, w_type), [w_at])
-            read_w, multiply = _kernel(w_type, layout)
-            values_a_unit = 2 if w_type is _I16 and layout == "packed" else 1
-            x_rows, x_unit = _x_places(builder, first_x, x_stride, rows, layout, values_a_unit)
+            kernel = _kernel(x_type, w_type, layout)
+            x_rows, x_unit = _x_places(builder, first_x, x_stride, rows, layout, kernel)
             looks_ahead = layout == "packed" and tiles == PANEL
             w_tiles = [builder.gep(first_w, [builder.mul(w_tile, _I64(tile))]) for tile in range(tiles)]
 
             def step(unit: _Value, sums: list[list[_Value]]) -> list[list[_Value]]:
                 at = builder.mul(unit, w_unit)
-                weights = [read_w(builder, builder.gep(start, [at])) for start in w_tiles]
-                if looks_ahead:  # other blocks compute with this panel while the next one is on its way
-                    ahead = builder.add(at, builder.mul(w_tile, _I64(tiles)))
+                weights = [kernel.read(builder, builder.gep(start, [at])) for start in w_tiles]
+                if looks_ahead:  # blocks compute with this panel while the next one is on its way
+                    soon = builder.add(at, builder.mul(w_tile, _I64(tiles)))
+                    if SHARES_FETCHING:
+                        soon = builder.add(ahead, builder.mul(unit, pace))
                     for start in w_tiles:
-                        _prefetch(builder, builder.gep(start, [ahead]))
+                        _prefetch(builder, builder.gep(start, [soon]))
                 x_place = builder.mul(unit, _I64(x_unit))
-                places = [builder.gep(start, [x_place]) for start in x_rows]
-                return [
-                    [multiply(builder, *one, place) for one in zip(of_row, weights, strict=True)]
-                    for of_row, place in zip(sums, places, strict=True)
-                ]
+                for part, of_part in enumerate(zip(*weights, strict=True)):
+                    x_part = builder.add(x_place, _I64(part * rows))
+                    places = [builder.gep(start, [x_part]) for start in x_rows]
+                    sums = [
+                        [kernel.multiply(builder, *one, place) for one in zip(of_row, of_part, strict=True)]
+                        for of_row, place in zip(sums, places, strict=True)
+                    ]
+                return sums
 
             sums = _loop(builder, units, rows, tiles, step)
             target = builder.gep(pointer(8, _FLOAT), [out_at])
@@ -122,38 +149,55 @@ def tile_product(rows: int, tiles: int, layout: Layout) -> Any:
 
 
 def block_product(tiles: int, layout: Layout) -> Any:
-    """A compiled function ``(rows, x, ...)``: the tile_product of 1, 2, 4 or 8 rows."""
-    one, two, four, eight = (tile_product(rows, tiles, layout) for rows in (1, 2, 4, 8))
+    """A compiled function ``(rows, x, ...)``: the tile_product of 1, 2, 4 or MAX_ROWS rows."""
+    one, two, four, most = (tile_product(rows, tiles, layout) for rows in ROW_COUNTS)
 
     @numba.njit(nogil=True, error_model="numpy")
-    def product(rows, x, x_at, x_stride, w, w_at, w_tile, w_unit, units, out, out_at, out_stride):
+    def product(
+        rows, x, x_at, x_stride, w, w_at, w_tile, w_unit, units, out, out_at, out_stride, ahead, pace
+    ):
         if rows == 1:
-            one(x, x_at, x_stride, w, w_at, w_tile, w_unit, units, out, out_at, out_stride)
+            one(x, x_at, x_stride, w, w_at, w_tile, w_unit, units, out, out_at, out_stride, ahead, pace)
         elif rows == 2:
-            two(x, x_at, x_stride, w, w_at, w_tile, w_unit, units, out, out_at, out_stride)
+            two(x, x_at, x_stride, w, w_at, w_tile, w_unit, units, out, out_at, out_stride, ahead, pace)
         elif rows == 4:
-            four(x, x_at, x_stride, w, w_at, w_tile, w_unit, units, out, out_at, out_stride)
+            four(x, x_at, x_stride, w, w_at, w_tile, w_unit, units, out, out_at, out_stride, ahead, pace)
         else:
-            eight(x, x_at, x_stride, w, w_at, w_tile, w_unit, units, out, out_at, out_stride)
+            most(x, x_at, x_stride, w, w_at, w_tile, w_unit, units, out, out_at, out_stride, ahead, pace)
 
     return product
 
 
+class _Kernel(NamedTuple):
+    """How the weights of a unit are read and multiplied."""
+
+    read: Callable[[_Builder, _Value], list[_Value]]
+    """its parts: vectors that are multiplied one after the other"""
+    multiply: Callable[[_Builder, _Value, _Value, _Value], _Value]
+    """a sum and the product of a part and a row's x"""
+    x_width: int = 1
+    """elements of a row's x that a part is multiplied with"""
+    x_unit: int = 1
+    """elements of a row's x in a unit"""
+
+
+def _kernel(x_type: Any, w_type: Any, layout: Layout) -> _Kernel:
+    if w_type is _FLOAT:
+        return _Kernel(_read_floats, _multiply)
+    if layout == "rows":
+        return _Kernel(_read_halves, _multiply)
+    if x_type is _FLOAT:
+        return _Kernel(_read_both_halves, _multiply, 1, 2)
+    return _Kernel(_read_pairs, _dot_pairs, 2, 2)
+
+
 def _x_places(
-    builder: _Builder, first: _Value, stride: _Value, rows: int, layout: Layout, values: int
+    builder: _Builder, first: _Value, stride: _Value, rows: int, layout: Layout, kernel: _Kernel
 ) -> tuple[list[_Value], int]:
     """Where each row of x begins, and how many elements its units lie apart."""
     if layout == "rows":
         return [builder.gep(first, [builder.mul(stride, _I64(row))]) for row in range(rows)], 1
-    return [builder.gep(first, [_I64(values * row)]) for row in range(rows)], values * rows
-
-
-def _kernel(w_type: Any, layout: Layout) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    if w_type is _FLOAT:
-        return _read_floats, _multiply
-    if layout == "rows":
-        return _read_halves, _multiply
-    return _read_pairs, (_dot_pairs if HAS_BF16_DOT else _multiply_pairs)
+    return [builder.gep(first, [_I64(kernel.x_width * row)]) for row in range(rows)], kernel.x_unit * rows
 
 
 def _loop(
@@ -184,17 +228,23 @@ def _loop(
     return following
 
 
-def _read_floats(builder: _Builder, place: _Value) -> _Value:
-    return builder.load(builder.bitcast(place, _FLOATS.as_pointer()), align=4)
+def _read_floats(builder: _Builder, place: _Value) -> list[_Value]:
+    return [builder.load(builder.bitcast(place, _FLOATS.as_pointer()), align=4)]
 
 
-def _read_pairs(builder: _Builder, place: _Value) -> _Value:
-    return builder.load(builder.bitcast(place, _INTS.as_pointer()), align=4)
+def _read_pairs(builder: _Builder, place: _Value) -> list[_Value]:
+    return [builder.load(builder.bitcast(place, _INTS.as_pointer()), align=4)]
 
 
-def _read_halves(builder: _Builder, place: _Value) -> _Value:
+def _read_both_halves(builder: _Builder, place: _Value) -> list[_Value]:
+    [pairs] = _read_pairs(builder, place)
+    upper = builder.and_(pairs, ir.Constant(_INTS, [-0x10000] * LANES))
+    return [_high_half(builder, pairs), builder.bitcast(upper, _FLOATS)]
+
+
+def _read_halves(builder: _Builder, place: _Value) -> list[_Value]:
     halves = builder.load(builder.bitcast(place, ir.VectorType(_I16, LANES).as_pointer()), align=2)
-    return _high_half(builder, builder.zext(halves, _INTS))
+    return [_high_half(builder, builder.zext(halves, _INTS))]
 
 
 def _high_half(builder: _Builder, low: _Value) -> _Value:
@@ -213,7 +263,10 @@ def _prefetch(builder: _Builder, place: _Value) -> None:
 
 
 def _multiply(builder: _Builder, total: _Value, weights: _Value, place: _Value) -> _Value:
-    return _fma(builder, _broadcast(builder, builder.load(place, align=4)), weights, total)
+    fma = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(_FLOATS, [_FLOATS] * 3), f"llvm.fma.v{LANES}f32"
+    )
+    return builder.call(fma, [_broadcast(builder, builder.load(place, align=4)), weights, total])
 
 
 def _dot_pairs(builder: _Builder, total: _Value, weights: _Value, place: _Value) -> _Value:
@@ -222,28 +275,9 @@ def _dot_pairs(builder: _Builder, total: _Value, weights: _Value, place: _Value)
         ir.FunctionType(_FLOATS, [_FLOATS, _BFLOATS, _BFLOATS]),
         "llvm.x86.avx512bf16.dpbf16ps.512",
     )
-    pair = builder.bitcast(_broadcast(builder, _load_pair(builder, place)), _BFLOATS)
-    return builder.call(dot, [total, pair, builder.bitcast(weights, _BFLOATS)])
-
-
-def _multiply_pairs(builder: _Builder, total: _Value, weights: _Value, place: _Value) -> _Value:
-    """The same sum on a CPU without that instruction."""
-    pair = _broadcast(builder, _load_pair(builder, place))
-    total = _fma(builder, _high_half(builder, pair), _high_half(builder, weights), total)
-    upper = ir.Constant(_INTS, [-0x10000] * LANES)
-    x, w = (builder.bitcast(builder.and_(value, upper), _FLOATS) for value in (pair, weights))
-    return _fma(builder, x, w, total)
-
-
-def _load_pair(builder: _Builder, place: _Value) -> _Value:
-    return builder.load(builder.bitcast(place, _I32.as_pointer()), align=2)
-
-
-def _fma(builder: _Builder, x: _Value, w: _Value, total: _Value) -> _Value:
-    function = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(_FLOATS, [_FLOATS] * 3), f"llvm.fma.v{LANES}f32"
-    )
-    return builder.call(function, [x, w, total])
+    pair = builder.load(builder.bitcast(place, _I32.as_pointer()), align=2)
+    x = builder.bitcast(_broadcast(builder, pair), _BFLOATS)
+    return builder.call(dot, [total, x, builder.bitcast(weights, _BFLOATS)])
 
 
 def _broadcast(builder: _Builder, value: _Value) -> _Value:

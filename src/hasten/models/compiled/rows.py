@@ -55,12 +55,12 @@ def tanh(x):
 
 @numba.njit(nogil=True, error_model="numpy")
 def block_rows(block, num_rows):
-    """Rows of a block with its padding: the last one is rounded up to a power of two."""
+    """Rows of a block with its padding: the last one is rounded up to a power of two or MAX_ROWS."""
     rest = num_rows - block * MAX_ROWS
     rows = 1
     while rows < rest and rows < MAX_ROWS:
         rows *= 2
-    return rows
+    return min(rows, MAX_ROWS)
 
 
 @numba.njit(nogil=True, error_model="numpy")
@@ -83,8 +83,9 @@ def pack(values, at, count, x, start, distance):
             low = bfloat16_bits(row[2 * pair]) >> numba.uint32(16)
             pairs[pair * apart] = (bfloat16_bits(row[2 * pair + 1]) & numba.uint32(0xFFFF0000)) | low
     else:
+        apart = target[::distance]  # place * distance would be looked at, whether it is negative
         for place in range(count):
-            write(target, place * distance, row[place])
+            write(apart, place, row[place])
 
 
 @_sums

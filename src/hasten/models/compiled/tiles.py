@@ -17,7 +17,7 @@ from torch import nn
 
 from hasten.models.compiled.linear import multiply, share
 from hasten.models.compiled.machine import meet, sources_digest
-from hasten.models.compiled.products import LANES, MAX_ROWS, PANEL
+from hasten.models.compiled.products import LANES, MAX_ROWS, PANEL, packed_kind
 from hasten.models.compiled.rows import pack, packed_start
 from hasten.models.compiled.team import team
 from hasten.models.packed import PackedLinear
@@ -99,7 +99,7 @@ class TiledLinear(PackedLinear):
         rows = states.reshape(-1, self.in_features)
         count, width = len(rows), num_tiles(self.out_features) * LANES
         filled = -(-count // MAX_ROWS) * MAX_ROWS
-        x = np.zeros(filled * self.in_features, self._tiles.values.dtype)
+        x = np.zeros(filled * self.in_features, packed_kind(self._tiles.values))
         out = np.empty((filled, width), np.float32)
         at, step, turn = self._place
         tile = LANES * self.in_features
