@@ -12,12 +12,15 @@ import numba
 import numpy as np
 
 from hasten.models.compiled.linear import multiply_panel, multiply_tile
-from hasten.models.compiled.machine import read, stay_apart, transpose_16
-from hasten.models.compiled.products import LANES, MAX_ROWS, PANEL, block_product
+from hasten.models.compiled.machine import fetch, read, stay_apart, transpose_16
+from hasten.models.compiled.products import HAS_AVX512, LANES, MAX_ROWS, PANEL, block_product
 from hasten.models.compiled.rows import block_rows
 
 GROUP = 8 * MAX_ROWS
 """Queries that share one look at the keys."""
+
+_LINE = 64
+"""Bytes that memory gives at a time."""
 
 _weigh = block_product(1, "rows")
 """Sums of 16 channels over the slots, each weighed by a row's softmax."""
@@ -51,6 +54,10 @@ def score(queries, num_queries, keys, first_key, size, num_slots, tile, scores, 
     num_blocks = (num_queries + MAX_ROWS - 1) // MAX_ROWS
     for slot in range(0, num_slots, LANES * PANEL):
         num_tiles = min(PANEL, (num_slots - slot + LANES - 1) // LANES)
+        if not HAS_AVX512:  # there it was not measured
+            next_key = first_key + (slot + LANES * PANEL) * size
+            for place in range(next_key, next_key + LANES * PANEL * size, _LINE // keys.itemsize):
+                fetch(keys, place)
         for index in range(num_tiles):
             start = first_key + (slot + index * LANES) * size
             _transpose(keys, start, size, units, tile, index * w_tile)

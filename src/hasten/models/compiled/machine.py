@@ -66,6 +66,28 @@ def bits_of_float(typing: Any, value: Any) -> Any:
     return types.uint32(types.float32), generate
 
 
+def prefetch(builder: Any, place: Any) -> None:
+    """Ask for the memory at a place, without waiting for it."""
+    byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(ir.VoidType(), [byte, number, number, number]), "llvm.prefetch.p0"
+    )
+    start = builder.bitcast(place, byte)
+    builder.call(function, [start, number(0), number(2), number(1)])  # to be read, near, data
+
+
+@intrinsic
+def fetch(typing: Any, array: Any, place: Any) -> Any:
+    """Ask for the memory around array[place], which may lie behind the end."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        prefetch(builder, builder.gep(data, [arguments[1]]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
 def read(array, place):
     """A value as float32; uint16 stands for bfloat16."""
     raise TypeError("for compiled code only")

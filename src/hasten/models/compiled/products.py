@@ -23,6 +23,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from hasten.models.compiled.machine import prefetch
+
 LANES = 16
 """Outputs a vector holds: one tile of columns."""
 
@@ -123,7 +125,7 @@ def tile_product(rows: int, tiles: int, layout: Layout) -> Any:
                     if SHARES_FETCHING:
                         soon = builder.add(ahead, builder.mul(unit, pace))
                     for start in w_tiles:
-                        _prefetch(builder, builder.gep(start, [soon]))
+                        prefetch(builder, builder.gep(start, [soon]))
                 x_place = builder.mul(unit, _I64(x_unit))
                 for part, of_part in enumerate(zip(*weights, strict=True)):
                     x_part = builder.add(x_place, _I64(part * rows))
@@ -250,16 +252,6 @@ def _read_halves(builder: _Builder, place: _Value) -> list[_Value]:
 def _high_half(builder: _Builder, low: _Value) -> _Value:
     """bfloat16 is the upper half of a float32."""
     return builder.bitcast(builder.shl(low, ir.Constant(_INTS, [16] * LANES)), _FLOATS)
-
-
-def _prefetch(builder: _Builder, place: _Value) -> None:
-    byte = ir.IntType(8).as_pointer()
-    function = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32]), "llvm.prefetch.p0"
-    )
-    builder.call(
-        function, [builder.bitcast(place, byte), _I32(0), _I32(2), _I32(1)]
-    )  # to be read, near, data
 
 
 def _multiply(builder: _Builder, total: _Value, weights: _Value, place: _Value) -> _Value:
