@@ -53,7 +53,7 @@ def test_one_draft_without_n_grams_is_greedy_decoding(models: Any, name: str) ->
 def test_weights_sum_to_one_and_follow_the_scores(scores: list[float]) -> None:
     weights = draft_weights([Draft((1,), score) for score in scores])
     assert weights.sum() == pytest.approx(1)
-    assert weights.argmax() == int(np.argmax(scores))
+    assert weights[np.argmax(scores)] == weights.max()  # scores that hardly differ may weigh the same
     expected = np.exp(np.array(scores) - max(scores))
     assert weights == pytest.approx(expected / expected.sum())
 
