@@ -34,6 +34,8 @@ class FakeTarget:
     def undisturbed(self):
         return nullcontext()
 
+    is_asynchronous = False
+
     def synchronize(self) -> None: ...
 
     def prefill(self, prompts: list[list[int]], top_k: int = 0) -> list[None]:
