@@ -262,7 +262,7 @@ def test_a_full_cache_is_an_error_with_a_remedy(target):
     session.prefill([[1, 2, 3]])
 
     def write_on():
-        for _ in range(20):
+        for _ in range(100):  # a larger context of another session may serve this one
             session.forward([DraftTree.chain([3] * 60)])
             session.keep([Acceptance(list(range(60)), [3] * 61)])
 
