@@ -21,6 +21,7 @@ from hasten.models.prefix_attention import Prefix, attend, attending_to, merge
 from hasten.models.shared_prefix import SharedPrefixSession, can_share_prefixes, common_length
 from hasten.models.tree_session import TreeSession
 from hasten.tree import DraftTree
+from histories import a_tree, plain_logits
 
 SHARING = ["llama", "qwen2", "qwen3", "gpt2", "gpt-neox", "phi3", "olmo2", "mixtral-moe"]
 NOT_SHARING = ["gemma2", "gemma3", "mistral-sliding", "falcon", "deepseek-mla", "llama4-chunked"]
@@ -128,16 +129,6 @@ def test_a_part_whose_keys_are_all_hidden_has_no_weight():
 
 
 # session --------------------------------------------------------------------------------------------------
-
-
-def plain_logits(forward, token_ids):
-    return forward(np.asarray([token_ids]), np.arange(len(token_ids))[None], None, None)[0][-1]
-
-
-def a_tree(rng):
-    count = int(rng.integers(0, 9))
-    parents = [int(rng.integers(-1, node)) for node in range(count)]
-    return DraftTree(rng.integers(0, VOCAB, count), parents).sanitised(VOCAB, 99)
 
 
 def check_step(forward, session, texts, trees):

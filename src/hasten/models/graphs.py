@@ -114,11 +114,6 @@ class GraphedForward(Forward):
     def mask(self, visible: dict[str, Visible]) -> VisibleSlots:
         return VisibleSlots(visible)
 
-    @property
-    def num_recordings(self) -> int:
-        """Sizes recorded so far, on all arenas that are held."""
-        return sum(len(arena.recordings) for arena in self._arenas)
-
     @torch.inference_mode()
     def __call__(
         self,
