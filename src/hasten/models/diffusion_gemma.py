@@ -17,8 +17,9 @@ import torch
 from transformers import AutoTokenizer, DiffusionGemmaForBlockDiffusion, DynamicCache
 
 from hasten.canvas import DenoiserSpec, Ids, Prediction, Query
-from hasten.errors import ConfigError, ModelError, PromptError
-from hasten.models.foreign import Config, Family, listed, need
+from hasten.errors import ConfigError, PromptError
+from hasten.models.foreign import Config, Family, need
+from hasten.models.weights import load_weights
 
 
 class DiffusionGemma:
@@ -134,14 +135,7 @@ class DiffusionGemmaSession:
 
 
 def _build(folder: Path, config: Config, dtype: torch.dtype | str) -> Any:
-    loaded: Any = DiffusionGemmaForBlockDiffusion.from_pretrained(
-        folder, dtype=dtype, output_loading_info=True
-    )
-    model, found = loaded
-    for what in ("missing_keys", "unexpected_keys"):
-        if found[what]:
-            raise ModelError(f"weights with {what.replace('_', ' ')}: {listed(sorted(found[what]))}")
-    return model
+    return load_weights(DiffusionGemmaForBlockDiffusion, str(folder), dtype=dtype)
 
 
 def _spec_values(config: Config) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from torch import nn
 
 from hasten.canvas import Denoiser, DenoiserSpec
 from hasten.errors import ModelError
+from hasten.models.weights import listed
 
 Config = Mapping[str, Any]
 Rename = Callable[[str], str | None]
@@ -28,7 +29,6 @@ Shape = tuple[int, ...]
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-_SHOWN = 4
 _NOT_OF_THE_MODEL = ("model_type", "architectures", "dtype", "use_cache", "transformers_version")
 
 
@@ -159,9 +159,3 @@ def _check_correspondence(
     ]
     if misshaped:
         raise ModelError(f"config.json is not that of these weights: {listed(misshaped)}")
-
-
-def listed(names: list[str]) -> str:
-    """The first few of them."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from hasten.errors import ConfigError, ModelError
 from hasten.models.bundled_models import BUNDLED, bundled_path
+from hasten.models.weights import load_weights
 
 DTYPES = {
     "float32": torch.float32,
@@ -26,6 +27,8 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.vocab", "*.tiktoken", "merges.txt", "spiece*")
+"""what the files of tokenizers are called"""
 
 
 def load_pretrained(
@@ -33,9 +36,11 @@ def load_pretrained(
 ) -> tuple[Any, Any]:
     """(model, tokenizer) of a bundled name, a local folder or a hub id.
 
+    The tokenizer of a folder that has no file of one is None: such a model reads and writes token ids.
+
     Raises:
         ConfigError: unknown dtype, a dtype the device cannot use, or a device that is not there.
-        ModelError: no such folder or hub id, or files that cannot be read.
+        ModelError: no such folder or hub id, unreadable files, or files without all its weights.
     """
     target_device = resolve_device(device)
     torch_dtype = resolve_dtype(dtype, target_device)
@@ -43,12 +48,12 @@ def load_pretrained(
     if name in BUNDLED:
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # nothing to wait for
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        tokenizer = _tokenizer_of(source, trust_remote_code) if _has_tokenizer(source) else None
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-        model = _auto_class(config).from_pretrained(
-            source, dtype=torch_dtype, trust_remote_code=trust_remote_code
+        model = load_weights(
+            _auto_class(config), source, dtype=torch_dtype, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
+    except (ModelError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
         raise ModelError(f"cannot load {name!r}: {problem}") from problem
     finally:
         if name in BUNDLED:
@@ -68,9 +73,23 @@ def _auto_class(config: Any) -> Any:
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a bundled name, a local folder or a hub id. Raises ModelError."""
     try:
-        return AutoTokenizer.from_pretrained(resolve_source(name), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, RuntimeError) as problem:
+        return _tokenizer_of(resolve_source(name), trust_remote_code)
+    except (ModelError, OSError, ValueError, KeyError, RuntimeError) as problem:
         raise ModelError(f"cannot load the tokenizer of {name!r}: {problem}") from problem
+
+
+def _tokenizer_of(source: str, trust_remote_code: bool) -> Any:
+    """Raises ModelError for the empty tokenizer that transformers makes up where files are missing."""
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise ModelError("its tokenizer knows special tokens only: the files of its vocabulary are missing")
+    return tokenizer
+
+
+def _has_tokenizer(source: str) -> bool:
+    """Whether a folder has a file of one; a hub id is taken to have one."""
+    folder = Path(source)
+    return not folder.is_dir() or any(next(folder.glob(name), None) for name in _TOKENIZER_FILES)
 
 
 def resolve_source(name: str) -> str:

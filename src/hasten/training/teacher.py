@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 
 from hasten.errors import ConfigError, IncompatibleModels, ModelError
+from hasten.models.weights import load_weights
 from hasten.training.data import Corpus, TokenArray
 from hasten.training.recipe import RunConfig, TrainingConfig
 from hasten.training.tokenizer import load_tokenizer, resolve_model
@@ -34,10 +36,8 @@ def load_like(
             f" that is not the student's of {len(vocabulary)}; train with tokenizer={name!r}"
         )
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            resolve_model(name), dtype=torch.float32
-        )
-    except (OSError, ValueError) as error:
+        model: PreTrainedModel = load_weights(AutoModelForCausalLM, resolve_model(name), dtype=torch.float32)
+    except (ModelError, OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{option}={name!r} cannot be loaded: {error}") from error
     # A model's output may be padded beyond its tokenizer, which is cut off; less than it has no meaning.
     if model.config.get_text_config().vocab_size < len(tokenizer):
