@@ -14,6 +14,7 @@ from hasten import __version__
 from hasten.cli.autocomplete import autocomplete
 from hasten.cli.bench import bench
 from hasten.cli.chat import chat
+from hasten.cli.check import check
 from hasten.cli.demo import demo
 from hasten.cli.export import export
 from hasten.cli.generate import generate
@@ -58,6 +59,7 @@ app.command()(autocomplete)
 app.command()(info)
 app.command()(systems)
 app.command()(bench)
+app.command()(check)
 app.command()(parallelbench)
 app.command()(index)
 app.command()(export)
