@@ -239,7 +239,7 @@ class LanguageModel:
         trace: Trace | None,
         **choices: Any,
     ) -> Iterator[Piece]:
-        text = TextStream(self._requests.detokenise, params.stop_strings)
+        text = TextStream(self._requests.detokeniser, params.stop_strings)
         for step in self._decode([job.sequence], drafter, **choices):
             if trace:
                 trace(step)
@@ -270,7 +270,7 @@ class LanguageModel:
         target = require_torch(self.target, "autocomplete")
         drafts = complete(target, self.encode(prompt), k=k, max_new_tokens=max_new_tokens, ngrams=ngrams)
         written = ((list(draft.token_ids), draft.score) for draft in drafts)
-        return [Completion(self._requests.detokenise(ids), ids, score) for ids, score in written]
+        return [Completion(self._requests.detokeniser.text(ids), ids, score) for ids, score in written]
 
     def drafter(self, name: str | Drafter | None = None) -> Drafter:
         """The drafter of that name, with everything it has learnt here; the default one for None."""

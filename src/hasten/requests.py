@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from hasten.core import DecodeStats, FinishReason, Guarantee, SamplingParams, Sequence
+from hasten.detokenising import Detokeniser
 from hasten.errors import ConfigError, PromptError
 from hasten.models.seq2seq_lm import Seq2SeqLM
 from hasten.models.target import Target
@@ -89,6 +90,7 @@ class Requests:
     def __init__(self, target: Target, tokenizer: Any) -> None:
         self.target = target
         self.tokenizer = tokenizer
+        self.detokeniser = Detokeniser(tokenizer)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt, checked against vocabulary and context. Raises PromptError."""
@@ -138,7 +140,7 @@ class Requests:
         length = len(start.token_ids)
         room = (self.target.max_length or length + params.max_new_tokens) - length
         max_tokens = min(params.max_new_tokens, room)
-        stream = TextStream(self.detokenise, params.stop_strings) if params.stop_strings else None
+        stream = TextStream(self.detokeniser, params.stop_strings) if params.stop_strings else None
         if stream is not None and self.tokenizer is None:
             raise ConfigError("stop strings need a tokenizer; use stop_token_ids, or load with tokenizer=")
         own = frozenset() if params.ignore_eos else self.target.stop_token_ids
@@ -163,7 +165,7 @@ class Requests:
         sequence = job.sequence
         text = job.stream
         if text is None or sequence.finish_reason is None:  # a stream may be ahead of an interrupted sequence
-            text = TextStream(self.detokenise)
+            text = TextStream(self.detokeniser)
             text.push(sequence.new_token_ids)
         text.finish()
         reason = sequence.finish_reason or "interrupted"
@@ -176,11 +178,4 @@ class Requests:
             job.seed,
             prompt_ids,
             sequence.guarantee,
-        )
-
-    def detokenise(self, token_ids: list[int]) -> str:
-        if self.tokenizer is None:
-            return ""
-        return str(
-            self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         )

@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from hasten.core import FinishReason
-
-Decode = Callable[[list[int]], str]
+from hasten.detokenising import Detokeniser, GrowingText
 
 
 class TextStream:
     """Detokenises as tokens arrive; the text ends before the first stop string.
 
     Text is held back while it may still change: an unfinished UTF-8 character, or the beginning of what may
-    become a stop string. The pieces always add up to the final text.
+    become a stop string. The pieces always add up to the final text, which is the same however the tokens
+    arrive.
     """
 
-    def __init__(self, decode: Decode, stop_strings: Iterable[str] = ()) -> None:
-        self._decode = decode
+    def __init__(self, detokeniser: Detokeniser, stop_strings: Iterable[str] = ()) -> None:
+        self._growing = GrowingText(detokeniser)
         self._stop_strings = tuple(stop_strings)
-        self._token_ids: list[int] = []
-        self._context_start = 0  # decoding starts here, so that tokens join as they do in the full text
-        self._read_end = 0  # tokens before this are in self.text
+        self._longest = max(map(len, self._stop_strings), default=0)
         self.text = ""
         self._shown = 0
         self.stopped = False
 
     def push(self, token_ids: Iterable[int]) -> None:
-        """Append tokens; sets ``stopped`` when a stop string is complete."""
-        if not self._stop_strings:
-            self._token_ids += token_ids
-            self._read(final=False)
-            return
+        """Append tokens; sets ``stopped`` when a stop string is complete. Tokens after it are ignored."""
         for token_id in token_ids:
             if not self.stopped:
-                self._token_ids.append(token_id)
-                self._read(final=False)
+                self._append(self._growing.push(token_id))
 
     def take(self) -> str:
         """The text that can be shown and was not shown yet."""
@@ -47,28 +40,23 @@ class TextStream:
     def finish(self) -> str:
         """Nothing more comes: the rest of the text, an unfinished character included."""
         if not self.stopped:
-            self._read(final=True)
+            self._append(self._growing.finish())
         piece = self.text[self._shown :]
         self._shown = len(self.text)
         return piece
 
-    def _read(self, final: bool) -> None:
-        before = self._decode(self._token_ids[self._context_start : self._read_end])
-        after = self._decode(self._token_ids[self._context_start :])
-        if not final and (after.endswith("\ufffd") or len(after) <= len(before)):
+    def _append(self, text: str) -> None:
+        if not text:
             return
-        start = len(self.text)
-        self.text += after[len(before) :]
-        self._context_start, self._read_end = self._read_end, len(self._token_ids)
-        longest = max(map(len, self._stop_strings), default=0)
-        found = [self.text.find(stop, max(0, start - longest + 1)) for stop in self._stop_strings]
+        start = max(0, len(self.text) - self._longest + 1)
+        self.text += text
+        found = [self.text.find(stop, start) for stop in self._stop_strings]
         if hits := [index for index in found if index >= 0]:
             self.text = self.text[: min(hits)]
             self.stopped = True
 
     def _num_held_back(self) -> int:
-        longest = max((len(stop) for stop in self._stop_strings), default=1) - 1
-        for size in range(min(longest, len(self.text)), 0, -1):
+        for size in range(min(self._longest - 1, len(self.text)), 0, -1):
             if any(stop.startswith(self.text[-size:]) for stop in self._stop_strings):
                 return size
         return 0

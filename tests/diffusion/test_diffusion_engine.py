@@ -78,6 +78,7 @@ def test_a_stream_ends_with_the_output_of_generate(model: DiffusionModel) -> Non
     assert not all(flag for _, flag in snapshots[0].segments)
     assert committed[-1] >= 1
     assert all(flag for _, flag in snapshots[-1].segments)
+    assert "".join(text for text, _ in snapshots[-1].segments) == snapshots[-1].output.text
     written = [position for one in snapshots for record in one.records for position in record.positions]
     begin = len(snapshots[-1].output.prompt_ids)
     assert sorted(written) == list(range(begin, begin + 12))

@@ -16,6 +16,7 @@ from hasten.cli.canvases import ConstraintChoice, DiffusionChoice, write_canvase
 from hasten.cli.live import LiveText, print_outputs, summary
 from hasten.cli.prompt_files import read_prompts
 from hasten.core import SamplingParams
+from hasten.detokenising import BROKEN, Detokeniser
 from hasten.errors import ConfigError, GenerationInterrupted, PromptError
 
 if TYPE_CHECKING:
@@ -159,8 +160,7 @@ def _stream(
     try:
         output = live.show(pieces)
     except KeyboardInterrupt:
-        written = language_model.tokenizer.decode(live.token_ids, skip_special_tokens=True)
-        live.write_rest(str(written).rstrip("\ufffd"))
+        live.write_rest(Detokeniser(language_model.tokenizer).text(live.token_ids).rstrip(BROKEN))
         live.write("\n")
         raise
     live.write("\n")

@@ -14,6 +14,7 @@ import numpy as np
 
 from hasten.canvas import Block, Canvas, Denoiser
 from hasten.core import FinishReason, Guarantee, SamplingParams
+from hasten.detokenising import Detokeniser, GrowingText
 from hasten.diffusion.auto import auto_strategy, exact_strategy
 from hasten.diffusion.base import Helpers
 from hasten.diffusion.constraints.base import Constraint
@@ -126,6 +127,7 @@ class DiffusionModel:
     def __init__(self, denoiser: Denoiser, tokenizer: Any = None, helpers: Helpers = Helpers()) -> None:
         self.denoiser = denoiser
         self.tokenizer = tokenizer
+        self._detokeniser = Detokeniser(tokenizer)
         self.helpers = helpers
         self.reader = CanvasReader(tokenizer, denoiser.spec, denoiser.vocab_size, denoiser.max_length)
 
@@ -242,7 +244,8 @@ class DiffusionModel:
             if records and job.writing.canvas.num_open:
                 yield Snapshot(self._segments(job, records[-1]), shown)
                 shown = []
-        yield Snapshot(self._segments(job, shown[-1]), shown, self._output(job))
+        output = self._output(job)
+        yield Snapshot([(output.text, True)], shown, output)
 
     def _run(self, jobs: list[_Job], batch_size: int, trace: Trace | None) -> list[DiffusionOutput]:
         if batch_size < 1:
@@ -331,14 +334,14 @@ class DiffusionModel:
         ends = [place for place, token_id in enumerate(written) if token_id in stops]
         if ends and not job.gaps:
             written, reason = written[: ends[0] + 1], "stop"
-        text = self._text(written)
+        text = self._detokeniser.text(written)
         hits = [text.find(stop) for stop in job.params.stop_strings]
         if found := [hit for hit in hits if hit >= 0]:
             text, reason = text[: min(found)], "stop"
         return DiffusionOutput(
             text=text,
             token_ids=written,
-            gaps=[self._text(ids[gap.start : gap.end]) for gap in job.gaps],
+            gaps=[self._detokeniser.text(ids[gap.start : gap.end]) for gap in job.gaps],
             finish_reason=reason,
             stats=job.writing.stats,
             seed=job.seed,
@@ -351,17 +354,14 @@ class DiffusionModel:
         """The new text as it stands, up to a committed end of text."""
         begin = 0 if job.gaps else job.writing.canvas.prompt_length
         ids, is_open = record.canvas_ids[begin:].tolist(), record.is_open[begin:].tolist()
+        growing = GrowingText(
+            self._detokeniser
+        )  # they join as in the whole text, characters across two included
         segments = []
         for is_guess, group in itertools.groupby(zip(ids, is_open, strict=True), key=lambda one: one[1]):
-            segments.append((self._text([token_id for token_id, _ in group]), not is_guess))
-        return segments
-
-    def _text(self, token_ids: list[int]) -> str:
-        if self.tokenizer is None:
-            return ""
-        return str(
-            self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        )
+            segments.append(("".join(growing.push(token_id) for token_id, _ in group), not is_guess))
+        text, is_committed = segments[-1]
+        return [*segments[:-1], (text + growing.finish(), is_committed)]
 
 
 def _line_ends(tokenizer: Any) -> tuple[int, ...]:
