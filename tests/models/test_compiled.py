@@ -27,13 +27,15 @@ from hasten.engine import LanguageModel
 from hasten.errors import ConfigError
 from hasten.models import forwards
 from hasten.models.causal_lm import CausalLM
+from hasten.models.compiled import blueprint, tiles
 from hasten.models.compiled.blueprint import Unsupported, read_blueprint
 from hasten.models.compiled.executor import CompiledForward, Reference
 from hasten.models.compiled.tiles import TiledEmbedding, TiledLinear
 from hasten.models.forward import Forward
-from hasten.models.forwards import prepare, restore
-from hasten.models.packed import OneDnnLinear, PackedLinear
+from hasten.models.forwards import prepare
+from hasten.models.packed import OneDnnLinear, PackedLinear, can_pack, largest_linear
 from hasten.models.slot_cache import SlotCache
+from hasten.models.stand_in import StandIn, restore
 
 DTYPES = [torch.float32, torch.bfloat16]
 GREEDY = SamplingParams(max_new_tokens=12, ignore_eos=True)
@@ -203,18 +205,124 @@ def test_attention_weights_and_hidden_states_are_those_of_the_modules():
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
+SCALED = ["gemma", "gemma2", "gemma3", "qwen3-tied"]
+"""What tied embeddings make of a row: three multiply it, the last does not."""
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["gpt-neox", "phi3", "llama-biases-tied", "qwen3-tied"])
-def test_a_restored_model_is_the_stock_model(name, dtype):
-    stock, model = decoder(name, dtype), decoder(name, dtype)
+@pytest.mark.parametrize("name", ["gpt-neox", "phi3", "llama-biases-tied", *SCALED])
+@pytest.mark.parametrize("way", ["compiled", pytest.param("packed", marks=needs_mkldnn)])
+def test_a_restored_model_is_the_very_model_it_was(name, dtype, way):
+    stock, model = tied(decoder(name, dtype), name), tied(decoder(name, dtype), name)
+    if way == "packed" and not can_pack(largest_linear(model)):
+        pytest.skip(f"this CPU does not compute in {dtype}")
     text = text_of(Forward(stock), 20)
-    prepare(model, "compiled")
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
+    prepare(model, way)
+    assert any(isinstance(module, StandIn) for module in model.modules())
+    assert_same(model.state_dict(), stock.state_dict())
     restore(model)
-    assert not any(isinstance(module, PackedLinear | TiledEmbedding) for module in model.modules())
-    assert {key: value.shape for key, value in model.state_dict().items()}.items() <= {
-        key: value.shape for key, value in stock.state_dict().items()
-    }.items()
+    assert {key: id(value) for key, value in model.named_modules()} == {
+        key: id(value) for key, value in modules.items()
+    }
+    assert {key: id(value) for key, value in model.named_parameters()} == {
+        key: id(value) for key, value in parameters.items()
+    }
+    assert_same(model.state_dict(), stock.state_dict())
     assert torch.equal(stock_logits(model, text), stock_logits(stock, text))
+    model.train()
+    model(torch.tensor([text]), labels=torch.tensor([text])).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def tied(model, name):
+    if name in SCALED:
+        model.get_output_embeddings().weight = model.get_input_embeddings().weight
+    return model
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", SCALED)
+def test_tied_embeddings_look_up_what_they_did(name, dtype):
+    stock, model = decoder(name, dtype), decoder(name, dtype)
+    for one in (stock, model):
+        tied(one, name)
+    forward = prepare(model, "compiled").forward
+    assert isinstance(model.get_input_embeddings(), TiledEmbedding)
+    everything = list(range(forward.vocab_size))
+    assert torch.equal(forward.embed(everything), Forward(stock).embed(everything))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_this_must_fail_an_embedding_without_its_scale(dtype, monkeypatch):
+    monkeypatch.setattr(tiles, "scaled", lambda rows, embedding: rows)
+    with pytest.raises(ConfigError, match="logits of its modules over tiles differ by"):
+        prepare(tied(decoder("gemma3", dtype), "gemma3"), "compiled")
+    monkeypatch.setattr(blueprint, "scaled", lambda rows, embedding: rows)
+    with pytest.raises(ConfigError, match="TextScaledWordEmbedding does more than look rows up"):
+        prepare(tied(decoder("gemma3", dtype), "gemma3"), "compiled")
+
+
+class _Shifted(nn.Embedding):
+    def forward(self, token_ids):
+        return super().forward(token_ids) + 1
+
+
+ODD = {
+    "max_norm": (lambda model: vars(model.model.embed_tokens).update(max_norm=1.0), "look rows up"),
+    "subclass": (
+        lambda model: model.set_input_embeddings(_Shifted(32, 64)),
+        "_Shifted does more than look rows up",
+    ),
+    "hook": (
+        lambda model: model.model.layers[0].mlp.up_proj.register_forward_hook(lambda *given: None),
+        "Linear of it has hooks",
+    ),
+    "forward": (
+        lambda model: vars(model.model.norm).update(forward=lambda states: states),
+        "a forward of its own",
+    ),
+    "shared": (
+        lambda model: setattr(
+            model.model.layers[1].mlp.up_proj, "weight", model.model.layers[0].mlp.up_proj.weight
+        ),
+        "share weights",
+    ),
+    "head": (
+        lambda model: model.set_output_embeddings(type("Head", (nn.Linear,), {})(64, 32, bias=False)),
+        "its head is a Head",
+    ),
+}
+
+
+@pytest.mark.parametrize("part", ODD)
+def test_modules_that_would_not_be_reproduced_are_refused(part):
+    model = decoder("llama")
+    change, reason = ODD[part]
+    change(model)
+    with pytest.raises(ConfigError, match=reason):
+        prepare(model, "compiled")
+    assert not any(isinstance(module, StandIn) for module in model.modules())
+
+
+@pytest.mark.parametrize("way", ["compiled", pytest.param("packed", marks=needs_mkldnn)])
+def test_what_cannot_be_done_meanwhile_says_so(way, tmp_path):
+    stock, model = (tied(decoder("qwen3-tied"), "qwen3-tied") for _ in range(2))
+    prepare(model, way)
+    for wrong in (model.train, model.double, lambda: model.load_state_dict(stock.state_dict())):
+        with pytest.raises(ConfigError, match=r"hasten.restore\(model\)"):
+            wrong()
+    model.eval().to("cpu").float()
+    model.save_pretrained(tmp_path)
+    assert_same(type(model).from_pretrained(tmp_path).state_dict(), stock.state_dict())
+    size = (tmp_path / "model.safetensors").stat().st_size
+    stock.save_pretrained(tmp_path)
+    assert size == (tmp_path / "model.safetensors").stat().st_size
 
 
 def test_unknown_ways_are_refused():

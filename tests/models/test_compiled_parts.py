@@ -11,6 +11,7 @@ import numba
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from compiled_models import compiled, text_of, torch_threads
 from hasten.models.compiled import products
@@ -219,8 +220,10 @@ def test_layers_over_shared_tiles_compute_what_plain_ones_do(dtype, num_threads)
     with torch_threads(num_threads):
         tiles = Tiles((96 + 48) * 20, dtype)
     at, end = tiles.add(one, two), tiles.add(last)
-    layers = [TiledLinear(tiles, at, 48, 20, None, 2, turn) for turn in (0, 1)]
-    layers.append(TiledLinear(tiles, end, 41, 20, bias))
+    plain = [nn.Linear(20, 48, bias=False), nn.Linear(20, 48, bias=False), nn.Linear(20, 41)]
+    plain[2].bias.data = bias
+    layers = [TiledLinear(plain[turn], tiles, at, 2, turn) for turn in (0, 1)]
+    layers.append(TiledLinear(plain[2], tiles, end))
     for layer, weight in zip(layers, (one, two, last), strict=True):
         assert torch.equal(layer.weight, weight)
         for shape in ((1, 20), (2, 3, 20), (19, 20)):
@@ -231,7 +234,12 @@ def test_layers_over_shared_tiles_compute_what_plain_ones_do(dtype, num_threads)
                 layer(states), expected, atol=1e-4 if dtype is torch.float32 else 0.1, rtol=0.02
             )
     token_ids = torch.tensor([[0, 40], [17, 3]])
-    assert torch.equal(TiledEmbedding(layers[2])(token_ids), last[token_ids])
+    embedding = nn.Embedding(41, 20)
+    assert torch.equal(TiledEmbedding(embedding, layers[2])(token_ids), last[token_ids])
+    for scale in (4.4, torch.tensor(4.4)):
+        embedding.embed_scale = scale
+        factor = scale.to(dtype) if torch.is_tensor(scale) else scale
+        assert torch.equal(TiledEmbedding(embedding, layers[2])(token_ids), last[token_ids] * factor)
 
 
 @numba.njit(nogil=True)

@@ -14,11 +14,11 @@ from hasten.errors import ConfigError
 from hasten.models.causal_lm import CausalLM
 from hasten.models.compiled.blueprint import Unsupported, read_blueprint
 from hasten.models.compiled.executor import CompiledForward, CompiledModel, Reference, is_compiled
-from hasten.models.compiled.tiles import TiledEmbedding
 from hasten.models.forward import Forward
 from hasten.models.graphs import GraphedForward, recorder_for
-from hasten.models.packed import PackedLinear, can_pack, largest_linear, pack_linears, packed_ratio
+from hasten.models.packed import can_pack, largest_linear, pack_linears, packed_ratio
 from hasten.models.probe import reproduces_plain_passes
+from hasten.models.stand_in import restore
 from hasten.models.tree_session import TreeSession
 
 FORWARDS = ("auto", "stock", "packed", "compiled", "graphs")
@@ -171,19 +171,6 @@ def _compiled(model: Any) -> tuple[CompiledForward | None, str, float]:
         restore(model)
         return None, why_not, gain
     return forward, "", gain
-
-
-def restore(model: Any) -> None:
-    """Give a model plain linear layers again."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, TiledEmbedding):
-                setattr(parent, name, nn.Embedding.from_pretrained(child.weight))  # type: ignore[no-untyped-call]
-            elif isinstance(child, PackedLinear):
-                linear = nn.Linear(child.in_features, child.out_features, bias=False, device="meta")
-                linear.weight = nn.Parameter(child.weight, requires_grad=False)
-                linear.register_parameter("bias", child.bias)
-                setattr(parent, name, linear)
 
 
 def _milliseconds(model: Any, forward: Forward | None) -> float:

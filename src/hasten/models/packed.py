@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from abc import ABC, abstractmethod
+from collections import Counter
 from functools import cache
 from typing import Any, cast
 
@@ -17,29 +17,25 @@ import torch
 from torch import nn
 
 from hasten.errors import ConfigError
+from hasten.models.stand_in import StandIn, is_plain
 
 _HINT_ROWS = 16
 
 
-class PackedLinear(nn.Module, ABC):
+class PackedLinear(StandIn):
     """Computes what an nn.Linear computes from weights in another order."""
 
-    def __init__(self, in_features: int, out_features: int, bias: nn.Parameter | None) -> None:
-        super().__init__()
-        self.in_features, self.out_features = in_features, out_features
-        self.bias = bias
-
-    @property
-    @abstractmethod
-    def weight(self) -> torch.Tensor:
-        """A plain copy of the weight; for those who look at shapes and dtypes, not for speed."""
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.bias = linear.bias
 
 
 class OneDnnLinear(PackedLinear):
-    """Of the given nn.Linear, whose own weight is not kept."""
+    """Of the given nn.Linear."""
 
     def __init__(self, linear: nn.Linear) -> None:
-        super().__init__(linear.in_features, linear.out_features, linear.bias)
+        super().__init__(linear)
         weight = linear.weight.detach()
         self._dtype = weight.dtype
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, _HINT_ROWS)
@@ -56,7 +52,7 @@ class OneDnnLinear(PackedLinear):
 
 
 def pack_linears(model: Any) -> None:
-    """Pack every linear layer of a CPU model. It can no longer be trained or saved afterwards.
+    """Pack every linear layer of a CPU model; stand_in.restore gives them back.
 
     Raises ConfigError if nothing can be packed.
     """
@@ -66,15 +62,30 @@ def pack_linears(model: Any) -> None:
             "forward='packed' needs linear layers on the CPU, in float32, or in bfloat16 that the CPU "
             "computes with; use 'auto'"
         )
+    users = Counter(id(one) for module in model.modules() for one in module.parameters(recurse=False))
+    packed: dict[nn.Linear, OneDnnLinear] = {}
     for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and can_pack(child) and not _reads_weight(parent, name):
-                setattr(parent, name, OneDnnLinear(child))
+        for name, child in list(parent._modules.items()):
+            if (
+                type(child) is nn.Linear
+                and is_plain(child)
+                and can_pack(child)
+                and not _reads_weight(parent, name)
+            ):
+                if child not in packed:
+                    packed[child] = OneDnnLinear(child)
+                    if users[id(child.weight)] == 1:  # a tied embedding still reads it
+                        packed[child].release()
+                setattr(parent, name, packed[child])
 
 
 def largest_linear(model: Any) -> nn.Linear | None:
     linears = [module for module in model.modules() if type(module) is nn.Linear]
     return max(linears, key=lambda linear: linear.weight.numel(), default=None)
+
+
+def _is_packable(module: nn.Module) -> bool:
+    return type(module) is nn.Linear and is_plain(module) and can_pack(module)
 
 
 def _reads_weight(parent: nn.Module, name: str) -> bool:

@@ -125,17 +125,17 @@ class _Reference:
             found = self._leak(prompt, candidate[0])
             if not (text and found <= leak):
                 text, leak = candidate, found
-            if leak > 0.3 * float(self.logits(prompt).abs().max()):
+            if leak > 0.3 * float(self.logits(prompt).norm()):
                 break
         self.nodes, self.decoys = text[:_NUM_NODES], text[_NUM_NODES : _NUM_NODES + _NUM_DECOYS]
         self.prompt = text[_NUM_NODES + _NUM_DECOYS :]
         precise = torch.finfo(forward.dtype).eps < 1e-5
-        self.tolerance = (1e-3 if precise else 0.1) * leak
+        self.tolerance = (1e-3 if precise else 0.25) * leak
 
     def _leak(self, prompt: list[int], other: int) -> float:
         """A wrongly visible or hidden token changes logits by about as much as swapping one does."""
         swapped = [*prompt[:-2], other, prompt[-1]]
-        return float((self.logits(prompt) - self.logits(swapped)).abs().max())
+        return float((self.logits(prompt) - self.logits(swapped)).norm())
 
     def logits(self, token_ids: list[int]) -> torch.Tensor:
         """float32 [vocab] after ``token_ids``; one pass gives the last prefixes of the same text as well."""
@@ -192,6 +192,4 @@ def _step_error(session: Session, reference: _Reference, text: list[int], trees:
     rows = session.forward(trees)[0].float()
     ends = [text, *([*text, *tree.token_ids[tree.path_to(node)].tolist()] for node in range(len(tree)))]
     leaves_first = sorted(range(len(ends)), key=lambda row: -len(ends[row]))
-    return float(
-        np.max([float((rows[row] - reference.logits(ends[row])).abs().max()) for row in leaves_first])
-    )
+    return float(np.max([float((rows[row] - reference.logits(ends[row])).norm()) for row in leaves_first]))

@@ -20,8 +20,11 @@ from torch.nn import functional
 from hasten.models.attention import AttentionKinds
 from hasten.models.compiled.products import LANES
 from hasten.models.compiled.rows import ACTIVATIONS, LAYER_NORM, RMS_NORM
+from hasten.models.compiled.tiles import scaled
+from hasten.models.stand_in import is_plain
 
 Norms = list[nn.Module | None]
+_SOME_TOKENS = 4096
 _TURNING_ROTARY = ("dynamic", "longrope")  # their angles depend on the length of the text
 
 
@@ -95,6 +98,8 @@ def _read(model: Any) -> Blueprint:
     ]
     _refuse_what_depends_on_length(config)
     head = Matrix(head_parent, (head_name,))
+    if type(head.layers[0]) is not nn.Linear:
+        raise Unsupported(f"its head is a {type(head.layers[0]).__name__}")
     last_norm = _first(base, "norm", "final_layernorm", "final_layer_norm")
     _refuse_other_weights(model, layers, [last_norm, *head.layers, embedding])
     return Blueprint(
@@ -109,11 +114,15 @@ def _read(model: Any) -> Blueprint:
 
 
 def _find(model: nn.Module, wanted: Any) -> tuple[nn.Module, str]:
-    for parent in model.modules():
-        for name, child in parent.named_children():
-            if child is wanted:
-                return parent, name
-    raise Unsupported("its head is not a module of its own")
+    found = [
+        (parent, name)
+        for parent in model.modules()
+        for name, child in parent._modules.items()
+        if child is wanted
+    ]
+    if len(found) != 1:
+        raise Unsupported("its head or its embedding is not a module of its own")
+    return found[0]
 
 
 def _first(parent: nn.Module, *names: str) -> Any:
@@ -137,6 +146,12 @@ def _refuse_other_weights(model: Any, layers: list[LayerPlan], others: list[Any]
     """A weight that nothing here reads may do nothing in the short text that logits are compared on."""
     read = [*others, *(norm for layer in layers for norm in layer.norms if norm is not None)]
     read += [linear for layer in layers for matrix in layer.matrices for linear in matrix.layers]
+    for module in model.modules():
+        if not is_plain(module):
+            raise Unsupported(f"a {type(module).__name__} of it has hooks or a forward of its own")
+    weights = [linear.weight for layer in layers for matrix in layer.matrices for linear in matrix.layers]
+    if len({id(one) for one in [*weights, others[-1].weight]}) <= len(weights):
+        raise Unsupported("its layers share weights")
     known = {id(parameter) for module in read for parameter in module.parameters()}
     for name, parameter in model.named_parameters():
         if id(parameter) not in known:
@@ -236,7 +251,6 @@ def _sizes(config: Any, base: Any, layers: list[LayerPlan], model: Any) -> dict[
     before, before_mlp = layers[0].norms[0], layers[0].norms[2]
     middle = before is not None and before is before_mlp  # one norm for both halves: they run side by side
     embedding = model.get_input_embeddings()
-    scale = float(getattr(embedding, "embed_scale", torch.tensor(1.0)).to(embedding.weight.dtype))
     return {
         "norm_kind": norm_kind(norms[0]),
         "is_norm_of_all_heads": whole,
@@ -251,11 +265,25 @@ def _sizes(config: Any, base: Any, layers: list[LayerPlan], model: Any) -> dict[
         "inner_size": down[0].in_features,
         "score_scale": float(attention.scaling),
         "score_cap": float(getattr(attention, "attn_logit_softcapping", None) or 0.0),
-        "embedding_scale": scale * float(getattr(base, "embedding_multiplier", 1.0)),
+        "embedding_scale": _embedding_scale(embedding) * float(getattr(base, "embedding_multiplier", 1.0)),
         "residual_scale": float(getattr(base.layers[0], "residual_multiplier", 1.0)),
         "logit_scale": 1.0 / float(getattr(config, "logits_scaling", 1.0)),
         "logit_cap": float(getattr(config, "final_logit_softcapping", None) or 0.0),
     }
+
+
+def _embedding_scale(embedding: Any) -> float:
+    """Looked up rows are compared bit for bit: no logits of a short text show what a rare token gets."""
+    is_simple = isinstance(embedding, nn.Embedding) and embedding.max_norm is None
+    if not is_simple or len(list(embedding.parameters())) > 1:
+        raise Unsupported(f"{type(embedding).__name__} does more than look rows up")
+    weight = embedding.weight.detach()
+    some = torch.linspace(0, len(weight) - 1, min(len(weight), _SOME_TOKENS)).long()
+    some = torch.cat((some, torch.tensor([embedding.padding_idx or 0])))
+    with torch.no_grad():
+        if not torch.equal(embedding(some), scaled(weight[some], embedding)):
+            raise Unsupported(f"{type(embedding).__name__} does more than look rows up")
+    return float(scaled(torch.ones((), dtype=weight.dtype), embedding))
 
 
 _ACTIVATION_NAMES = ("act_fn", "activation_fn", "act")
@@ -301,11 +329,11 @@ def _norm_parameters(norm: Any) -> tuple[int, torch.Tensor, torch.Tensor]:
     expected = single(x).detach()
     square = x / (x.square().mean() + _eps(norm)).sqrt()
     centred = functional.layer_norm(x, x.shape, eps=_eps(norm))
-    for kind, scaled, factor in (
+    for kind, even, factor in (
         (RMS_NORM, square, weight),
         (RMS_NORM, square, 1 + weight),
         (LAYER_NORM, centred, weight),
     ):
-        if torch.allclose(scaled * factor + bias, expected, atol=1e-5, rtol=1e-4):
+        if torch.allclose(even * factor + bias, expected, atol=1e-5, rtol=1e-4):
             return kind, factor, bias
     raise Unsupported(f"{type(norm).__name__} is no norm it knows")

@@ -92,7 +92,10 @@ class Reference:
         )
 
     def compare(self, forward: CompiledForward) -> tuple[str, float]:
-        """(what is wrong with the logits of a compiled pass or "", how many times as fast it is)"""
+        """(what is wrong with the logits, or "", and how many times as fast a compiled pass is)
+
+        Wrong may be those of the compiled pass, and those of the modules that read the tiles.
+        """
         size = self._positions.shape[1]
         visible = self._kinds.visible(np.tri(size, dtype=np.bool_)[None], self._positions, self._positions)
         mask = forward.mask(visible)
@@ -100,10 +103,13 @@ class Reference:
             logits, seconds = _second_run(
                 lambda: forward(self._token_ids, self._positions, mask, SlotCache())
             )
-        error = float((logits - self._logits).abs().max())
+        of_modules = forward(self._token_ids, self._positions, None, None)
         allowed = _ALLOWED[forward.dtype] * float(self._logits.abs().max())
-        why_not = "" if error <= allowed else f"logits differ by {error:.2g} ({allowed:.2g} is allowed)"
-        return why_not, self._seconds / seconds
+        for whose, found in (("logits", logits), ("logits of its modules over tiles", of_modules)):
+            error = float((found.float() - self._logits).abs().max())
+            if not error <= allowed:  # NaN is wrong
+                return f"{whose} differ by {error:.2g} ({allowed:.2g} is allowed)", 0.0
+        return "", self._seconds / seconds
 
 
 def _second_run(run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float]:
@@ -150,7 +156,10 @@ class CompiledModel:
         last_norm = self._add_vector(norm_vectors(blueprint.last_norm))
         head = self._add(blueprint.head)
         if blueprint.is_tied:
-            setattr(parent, name, TiledEmbedding(getattr(blueprint.head.parent, blueprint.head.names[0])))
+            tiled = TiledEmbedding(
+                getattr(parent, name), getattr(blueprint.head.parent, blueprint.head.names[0])
+            )
+            setattr(parent, name, tiled)
         sizes: dict[str, Any] = {
             key: np.float32(v) if isinstance(v, float) else v for key, v in blueprint.sizes.items()
         }
@@ -191,9 +200,9 @@ class CompiledModel:
             if matrix.turns > 1:
                 values = values.view(matrix.turns, -1, LANES).transpose(0, 1).reshape(-1)
             bias = self._add_vector(torch.cat((values, torch.zeros(-outputs % LANES))))
-        self._replace(matrix, at, inner)
         for layer in layers:
             self._files.forget(layer.weight)
+        self._replace(matrix, at, inner)
         return [at, matrix.turns * num_tiles(outputs // matrix.turns), bias]
 
     def _replace(self, matrix: Matrix, at: int, inner: int) -> None:
@@ -209,7 +218,8 @@ class CompiledModel:
                 order = (
                     torch.arange(outputs).view(matrix.turns, -1, LANES).transpose(0, 1).reshape(-1).argsort()
                 )
-            tiled = TiledLinear(self._tiles, at, outputs, inner, layer.bias, *place, order=order)
+            tiled = TiledLinear(layer, self._tiles, at, *place, order=order)
+            tiled.release()
             setattr(matrix.parent, name, tiled)
             if matrix.turns == 1:
                 at += outputs * inner

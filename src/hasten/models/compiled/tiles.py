@@ -21,6 +21,7 @@ from hasten.models.compiled.products import LANES, MAX_ROWS, PANEL, packed_kind
 from hasten.models.compiled.rows import pack, packed_start
 from hasten.models.compiled.team import team
 from hasten.models.packed import PackedLinear
+from hasten.models.stand_in import StandIn
 
 DTYPES = {torch.float32: np.float32, torch.bfloat16: np.uint16}
 
@@ -74,17 +75,15 @@ class TiledLinear(PackedLinear):
 
     def __init__(
         self,
+        linear: nn.Linear,
         tiles: Tiles,
         at: int,
-        outputs: int,
-        inner: int,
-        bias: Any = None,
         step: int = 1,
         turn: int = 0,
         *,
         order: torch.Tensor | None = None,
     ) -> None:
-        super().__init__(inner, outputs, bias)
+        super().__init__(linear)
         self._tiles = tiles
         self._place = (at, step, turn)
         self._order = order
@@ -117,23 +116,31 @@ class TiledLinear(PackedLinear):
         return result.view(*states.shape[:-1], self.out_features)
 
 
-class TiledEmbedding(nn.Module):
+class TiledEmbedding(StandIn):
     """Looks tokens up in the matrix that the head is made of, where both are the same one."""
 
-    def __init__(self, head: TiledLinear) -> None:
-        super().__init__()
+    def __init__(self, embedding: nn.Embedding, head: TiledLinear) -> None:
+        super().__init__(embedding)
         self.num_embeddings, self.embedding_dim = head.out_features, head.in_features
         self._head = [head]  # in a list, so that it is not a part of this module too
 
     @property
     def weight(self) -> torch.Tensor:
-        """A plain copy, as of PackedLinear."""
         return self._head[0].weight
 
+    def saved_weight(self) -> torch.Tensor:
+        return self._head[0].saved_weight()
+
     def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
-        [head] = self._head
+        [head], [embedding] = self._head, self._replaced
         tiles = head._tiles.view(*head._place, head.out_features, head.in_features)
-        return tiles[token_ids // LANES, :, token_ids % LANES].flatten(-2)
+        return scaled(tiles[token_ids // LANES, :, token_ids % LANES].flatten(-2), embedding)
+
+
+def scaled(rows: torch.Tensor, embedding: Any) -> torch.Tensor:
+    """What an embedding module makes of rows of its weight, bit for bit: Gemma and its kin multiply them."""
+    scale = getattr(embedding, "embed_scale", None)
+    return rows if scale is None else rows * (scale.to(rows.dtype) if torch.is_tensor(scale) else scale)
 
 
 @numba.njit(nogil=True, error_model="numpy", inline="always")
