@@ -16,6 +16,7 @@ from hasten.bench import methods
 from hasten.bench.agreement import replay
 from hasten.bench.methods import Answer, HastenMethod, TransformersMethod
 from hasten.bench.models import OpenModel, load_stock, open_model
+from hasten.bench.programs import InThisProcess
 from hasten.bench.prompts import Conversation, PromptSet, batches
 from hasten.bench.records import Record, records_of
 from hasten.bench.runner import BenchConfig, Benchmark, GroupResult
@@ -53,7 +54,7 @@ def random_prompts(*lengths: int) -> list[Conversation]:
 def measure_tiny(conversations: list[Conversation], **options: Any) -> Benchmark:
     opened = OpenModel("tiny", None, LanguageModel(CausalLM(tiny()), Words(), drafter="off"), 0, "stock", "")
     config = BenchConfig(**({"methods": ("token-recycling", "suffix"), "max_new_tokens": 20} | options))
-    benchmark = Benchmark(opened, config, (tiny(), Words()))
+    benchmark = Benchmark(opened, config, InThisProcess(lambda: (tiny(), Words())))
     benchmark.run([PromptSet("some", tuple(conversations))])
     return benchmark
 
@@ -299,7 +300,9 @@ def half() -> Benchmark:
     """Several rows a batch in bfloat16."""
     opened = open_model("demo", dtype="bfloat16", device="cpu", forward="stock")
     stock = load_stock("demo", dtype="bfloat16", device="cpu", shape=None)
-    benchmark = Benchmark(opened, BenchConfig(max_new_tokens=24, batch_sizes=(4,)), stock)
+    benchmark = Benchmark(
+        opened, BenchConfig(max_new_tokens=24, batch_sizes=(4,)), InThisProcess(lambda: stock)
+    )
     texts = ("Once upon a time", "User: I want to book a table.\nAssistant:", "The", "Hello! How are you?")
     benchmark.run([PromptSet("some", tuple(Conversation((text,), False) for text in texts))])
     return benchmark

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from hasten.bench import methods
 from hasten.bench.methods import ASSISTED, COMPILED, HastenMethod, TransformersMethod
 from hasten.bench.models import load_stock, open_model
+from hasten.bench.programs import InThisProcess
 from hasten.bench.runner import BenchConfig, Benchmark
 from hasten.cli import app
 from hasten.core import SamplingParams
@@ -104,7 +105,7 @@ def test_assisted_generation_needs_an_assistant(stock: Any) -> None:
         TransformersMethod(ASSISTED, *stock("demo"))
     opened = open_model("demo", dtype="float32", device="cpu", forward="stock")
     with pytest.raises(ConfigError, match="hf-assisted needs a draft model"):
-        Benchmark(opened, BenchConfig(baselines=(ASSISTED,)), stock("demo"))
+        Benchmark(opened, BenchConfig(baselines=(ASSISTED,)), InThisProcess(lambda: stock("demo")))
 
 
 def test_the_assistant_is_the_stock_draft_with_its_own_defaults(
@@ -128,7 +129,9 @@ def test_transformers_compiles_on_gpus_only(stock: Any) -> None:
     with pytest.raises(ModelError, match="on GPUs only"):
         TransformersMethod(COMPILED, *stock("demo"))
     opened = open_model("demo", dtype="float32", device="cpu", forward="stock")
-    benchmark = Benchmark(opened, BenchConfig(baselines=("hf", COMPILED)), stock("demo"))
+    benchmark = Benchmark(
+        opened, BenchConfig(baselines=("hf", COMPILED)), InThisProcess(lambda: stock("demo"))
+    )
     assert "on GPUs only" in benchmark.skipped[COMPILED]
 
 

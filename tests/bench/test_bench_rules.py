@@ -6,6 +6,7 @@ import pytest
 
 from hasten.bench.methods import HastenMethod
 from hasten.bench.models import OpenModel
+from hasten.bench.programs import InThisProcess
 from hasten.bench.prompts import load_prompt_set
 from hasten.bench.runner import BenchConfig, Benchmark
 from hasten.core import SamplingParams
@@ -24,7 +25,8 @@ def test_texts_are_compared_where_the_rule_promises_them(opened, temperature, co
     config = BenchConfig(
         methods=METHODS, baselines=(), max_new_tokens=12, temperature=temperature, num_draft_tokens=6
     )
-    benchmark = Benchmark(opened, config)
+    model = opened.language_model.target.forward.model
+    benchmark = Benchmark(opened, config, InThisProcess(lambda: (model, None)))
     benchmark.run([load_prompt_set("random:1", 97)])
     [result] = benchmark.results
     assert [len(result.agreements[name]) for name in METHODS] == compared

@@ -19,7 +19,7 @@ from hasten.bench.records import geometric_mean, records_of, repeated_8grams
 from hasten.bench.runner import BenchConfig, Benchmark
 from hasten.cli import app
 from hasten.core import SamplingParams
-from hasten.errors import ConfigError, PromptError
+from hasten.errors import PromptError
 
 FIELDS = {
     "prompt_set": str,
@@ -195,11 +195,6 @@ def test_the_order_of_the_methods_changes(opened: Any, monkeypatch: pytest.Monke
     monkeypatch.setattr(methods.HastenMethod, "answer", note)
     measure(opened, [Conversation((text,), False) for text in ("One", "Two")], methods=("suffix",))
     assert order == ["plain", "suffix", "suffix", "plain"]
-
-
-def test_baselines_need_a_stock_model(opened: Any) -> None:
-    with pytest.raises(ConfigError, match="stock"):
-        Benchmark(opened, BenchConfig())
 
 
 def test_stores_start_empty_and_cold_ones_stay_so(opened: Any) -> None:

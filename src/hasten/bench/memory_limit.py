@@ -60,12 +60,12 @@ class MemoryLimit:
 
 
 def measure_limit(
-    opened: OpenModel, stock: CausalLM | None = None, cost: Mapping[int, float] | None = None
+    opened: OpenModel, stock_ms: Mapping[int, float] | None = None, cost: Mapping[int, float] | None = None
 ) -> MemoryLimit:
     """Takes a few hundred megabytes for a moment.
 
     Args:
-        stock: transformers' own copy of the model.
+        stock_ms: what passes of ROWS rows take with transformers' own layers, if that was measured.
         cost: what ``measure_cost`` found for the model, if it was asked before.
     """
     target = opened.language_model.target
@@ -78,7 +78,7 @@ def measure_limit(
         cache_bytes_per_token(target),
         least_milliseconds(weight_bytes, bandwidth),
         {rows: spent for rows, spent in (cost or target.measure_cost(rows=ROWS)).items() if rows in ROWS},
-        None if stock is None else stock.measure_cost(rows=ROWS),
+        stock_ms,
     )
 
 

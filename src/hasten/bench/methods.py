@@ -51,6 +51,12 @@ class Answer:
     num_draft_tokens: int = 0
     milliseconds: Mapping[str, float] | None = None
     """of all passes, by phase"""
+    seeds: tuple[int, ...] = ()
+    """one a prompt, that of the noise it was drawn with; none of programs that draw their own"""
+    prefill_seconds: float | None = None
+    """of the call, until the prompts were read; None where a program does not say"""
+    expected_tokens: float | None = None
+    """that the draft trees promised, one a step for the target's own included; of drafters that say so"""
 
     @property
     def num_tokens(self) -> int:
@@ -76,12 +82,14 @@ class _Work:
     num_passes: int = 0
     num_steps: int = 0
     num_draft_tokens: int = 0
+    expected_tokens: float = 0.0
     milliseconds: Counter[str] = field(default_factory=Counter)
 
     def add(self, step: Step) -> None:
         self.num_passes += 1
         self.num_steps += len(step.gains)
         self.num_draft_tokens += sum(len(gain.tree) for gain in step.gains)
+        self.expected_tokens += sum(1 + float(gain.tree.scores.sum()) for gain in step.gains)
         self.milliseconds.update(step.milliseconds)
 
 
@@ -152,6 +160,9 @@ class HastenMethod:
             work.num_steps,
             work.num_draft_tokens,
             work.milliseconds,
+            tuple(output.seed for output in outputs),
+            max(output.stats.prefill_ms for output in outputs) / 1000,
+            work.expected_tokens,
         )
 
     def _open(self) -> LanguageModel:
@@ -195,15 +206,16 @@ class TransformersMethod:
 
     def answer(self, prompts: list[list[int]], params: SamplingParams) -> Answer:
         # A hook would be compiled too, and compiled anew whenever its count changes.
-        counting = nullcontext([0]) if self.name == COMPILED else _count_passes(self._model)
+        counting = nullcontext(_Passes()) if self.name == COMPILED else _count_passes(self._model)
         with counting as passes:
             start = time.perf_counter()
             token_ids = self._generate(prompts, params)
             texts = [str(self._tokenizer.decode(row, skip_special_tokens=True)) for row in token_ids]
             seconds = time.perf_counter() - start
-        num_passes = passes[0] or max(map(len, token_ids))
+        num_passes = passes.count or max(map(len, token_ids))
         num_steps = sum(min(num_passes, len(row)) for row in token_ids)  # finished rows are padded on
-        return Answer(token_ids, texts, seconds, num_passes, num_steps)
+        prefill = None if passes.first_ended is None else passes.first_ended - start
+        return Answer(token_ids, texts, seconds, num_passes, num_steps, prefill_seconds=prefill)
 
     def _generate(self, prompts: list[list[int]], params: SamplingParams) -> list[list[int]]:
         """Prompts padded on the left; of each answer what was written until its first end-of-text token."""
@@ -267,14 +279,23 @@ def _until(stop: list[int], token_ids: list[int]) -> list[int]:
     return token_ids[: end + 1]
 
 
+@dataclass(slots=True)
+class _Passes:
+    count: int = 0
+    first_ended: float | None = None
+    """by the clock: the first pass reads the prompt"""
+
+
 @contextmanager
-def _count_passes(model: Any) -> Iterator[list[int]]:
-    passes = [0]
+def _count_passes(model: Any) -> Iterator[_Passes]:
+    passes = _Passes()
 
     def count(*_: object) -> None:
-        passes[0] += 1
+        passes.count += 1
+        if passes.first_ended is None:
+            passes.first_ended = time.perf_counter()
 
-    handle = model.register_forward_pre_hook(count)
+    handle = model.register_forward_hook(count)
     try:
         yield passes
     finally:

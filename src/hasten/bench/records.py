@@ -6,9 +6,10 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence as AbstractSequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from hasten.bench.agreement import most_partings
 from hasten.bench.baselines import BASELINES
 from hasten.bench.methods import PLAIN, Answer
 from hasten.bench.runner import Benchmark, GroupResult
@@ -67,6 +68,7 @@ def _method_record(results: list[GroupResult], method: str) -> Record:
     steps = sum(answer.num_steps for answer in answers)
     seconds = sum(answer.seconds for answer in answers)
     verdicts = Counter(found.verdict for result in results for found in result.agreements[method])
+    partings = partings_of(results, method)
     return {
         "prompt_set": results[0].prompt_set,
         "batch_size": results[0].batch_size,
@@ -80,15 +82,39 @@ def _method_record(results: list[GroupResult], method: str) -> Record:
         "mean_acceptance_length": round(tokens / max(1, steps), 4),
         "steps": steps,
         "is_peer": method in BASELINES and BASELINES[method].is_peer,
-        "identical": not verdicts["different"] if verdicts else None,
+        "identical": not verdicts["different"] and not partings.are_too_many if verdicts else None,
         "compared": verdicts.total(),
         "near_ties": verdicts["near tie"],
         "different": verdicts["different"],
+        "parted": partings.count,
+        "parted_expected": round(partings.expected, 3),
+        "parted_allowed": round(partings.allowed, 3),
         "repeated_8grams": round(
             repeated_8grams(token_ids for answer in answers for token_ids in answer.token_ids), 4
         ),
         **_costs(answers),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Partings:
+    """Texts of a method that parted from plain decoding's, and how many should by rounding alone."""
+
+    count: int
+    expected: float
+    allowed: float
+
+    @property
+    def are_too_many(self) -> bool:
+        return self.count > self.allowed
+
+
+def partings_of(results: list[GroupResult], method: str) -> Partings:
+    """Of the first repetition: the others mostly part in the same places."""
+    first = [result for result in results if not result.repetition and result.agreements[method]]
+    chances = [chance for result in first for chance in result.chances]
+    count = sum(found.verdict != "same" for result in first for found in result.agreements[method])
+    return Partings(count, sum(chances), most_partings(chances))
 
 
 def _median_answers(results: list[GroupResult], method: str) -> list[Answer]:

@@ -63,9 +63,16 @@ def identical_word(record: Record) -> str:
     if not record["identical"] and record.get("is_peer"):
         return f"{record['different']} of {record['compared']} differ"
     if not record["identical"]:
-        return "[bold red]NO[/]"
+        return f"[bold red]NO[/], {failure(record)}"
     ties = record["near_ties"]
     return "yes" if not ties else f"yes, {ties} near tie{'s' * (ties > 1)}"
+
+
+def failure(record: Record) -> str:
+    """Why the texts of a method are not plain decoding's."""
+    if record["different"]:
+        return f"{record['different']} of {record['compared']} differ"
+    return f"{record['parted']} part where rounding explains {record['parted_expected']:.1f}"
 
 
 def conditions_line(conditions: dict[str, Any]) -> str:

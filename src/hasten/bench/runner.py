@@ -11,15 +11,15 @@ from collections.abc import Callable, Sequence as AbstractSequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hasten.bench.agreement import REPLAY_ROWS, Agreement, LogitsAfter, compare, is_exact, replay
-from hasten.bench.baselines import BASELINES, Given
+from hasten.bench.agreement import OWN_ROWS, Agreement, Check, Judging, compare, replay
+from hasten.bench.baselines import BASELINES
 from hasten.bench.methods import PLAIN, Answer, HastenMethod, Method, parts_of_method
 from hasten.bench.models import OpenModel
+from hasten.bench.programs import Programs, programs_here
 from hasten.bench.prompts import USER_STOP, Conversation, PromptSet, batches, chat_prompt, spread
 from hasten.core import SamplingParams
 from hasten.engine import LanguageModel
 from hasten.errors import ConfigError, MissingExtra, ModelError, PromptError
-from hasten.models.causal_lm import CausalLM
 from hasten.models.target import Target
 from hasten.policies import check_policy
 
@@ -79,7 +79,12 @@ class GroupResult:
     repetition: int
     answers: dict[str, Answer]
     agreements: dict[str, list[Agreement]]
-    """one a prompt; none where there is nothing to agree with"""
+    """one a prompt: plain decoding's with the judge, others with plain decoding; none where there is nothing
+    to agree with"""
+    chances: list[float]
+    """one a prompt: that rounding alone makes a text part from plain decoding's"""
+    order: list[str]
+    """the methods as they took their turns"""
 
 
 @dataclass(slots=True)
@@ -91,10 +96,8 @@ class Benchmark:
 
     opened: OpenModel
     config: BenchConfig
-    stock: tuple[Any, Any] | None = None
-    """transformers' own model and tokenizer; needed for baselines"""
-    stock_draft: tuple[Any, Any] | None = None
-    """the same of the draft model; needed for hf-assisted"""
+    programs: Programs | None = None
+    """where baselines and the judge come from; by default stock copies of the model, by its name"""
     results: list[GroupResult] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
     """prompts that do not fit into the context with their answer, per prompt set"""
@@ -103,8 +106,8 @@ class Benchmark:
     num_conversations: dict[str, int] = field(default_factory=dict)
     """how many are asked, per prompt set: as many as asked for, up to full batches"""
     _methods: list[Method] = field(default_factory=list)
-    stock_target: CausalLM | None = field(default=None, init=False)
-    """transformers' own model, where there are baselines"""
+    _judge: Judging | None = field(default=None, init=False)
+    _checks: dict[tuple[tuple[int, ...], tuple[int, ...], int], Check] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         target, tokenizer = self._target, self._language_model.tokenizer
@@ -114,16 +117,15 @@ class Benchmark:
             options["index"] = index.path
         options["draft"] = self._language_model.resources.draft
         self._methods = [HastenMethod(name, target, tokenizer, **options) for name in self.config.methods]
-        if self.config.baselines:
-            if self.stock is None:
-                raise ConfigError("baselines need a second, stock copy of the model; give stock=")
-            self.stock_target = CausalLM(self.stock[0])
-            given = Given(self.stock, self.stock_draft, self._target.stop_token_ids)
-            self._methods += [made for name in self.config.baselines if (made := self._make(name, given))]
+        if self.programs is None:
+            place: dict[str, Any] = {"device": str(target.device), "shape": self.opened.shape}
+            self.programs = programs_here(self.opened.name, dtype=target.dtype, **place)
+        self._methods += [made for name in self.config.baselines if (made := self._make(name))]
 
-    def _make(self, name: str, given: Given) -> Method | None:
+    def _make(self, name: str) -> Method | None:
+        assert self.programs is not None
         try:
-            return BASELINES[name].make(name, given)
+            return self.programs.baseline(name)
         except (MissingExtra, ModelError) as problem:
             self.skipped[name] = str(problem)
             return None
@@ -225,11 +227,19 @@ class Benchmark:
         first = (sum(place) + repetition) % len(self._methods)
         order = self._methods[first:] + self._methods[:first]
         answers = {method.name: method.answer(prompts, params) for method in order}
+        plain = answers[PLAIN]
+        checks = [
+            self._check(*row, params) for row in zip(prompts, plain.token_ids, plain.seeds, strict=True)
+        ]
         agreements = {
-            method: self._agreements(method, prompts, answers[PLAIN], answer, params)
+            method: self._agreements(method, prompts, plain, answer, params)
             for method, answer in answers.items()
+            if method != PLAIN
         }
-        return GroupResult(name, len(prompts), place, repetition, answers, agreements)
+        agreements[PLAIN] = [found.agreement for found in checks]
+        chances = [found.chance for found in checks]
+        names = [method.name for method in order]
+        return GroupResult(name, len(prompts), place, repetition, answers, agreements, chances, names)
 
     def _agreements(
         self, method: str, prompts: list[list[int]], plain: Answer, answer: Answer, params: SamplingParams
@@ -241,22 +251,28 @@ class Benchmark:
                 prompt_ids,
                 plain.token_ids[row],
                 answer.token_ids[row],
-                ways=self._ways(method, prompts[:row] + prompts[row + 1 :]),
+                judge=self.judge,
+                own=[replay(self._target, rows, prompts[:row] + prompts[row + 1 :]) for rows in OWN_ROWS],
                 params=params,
-                seed=params.seed or 0,
-                least_noise=self._target.probe.noise,
-                is_exact=is_exact(self._target.dtype),
+                seed=plain.seeds[row],
             )
             for row, prompt_ids in enumerate(prompts)
         ]
 
-    def _ways(self, method: str, companions: list[list[int]]) -> list[LogitsAfter]:
-        """Plain decoding's way to compute logits first, then what else a method may have done."""
-        plain = replay(self._target, 1, companions)
-        if method in BASELINES:
-            assert self.stock_target is not None
-            return [plain, replay(self.stock_target, 1, companions)]
-        return [plain, *(replay(self._target, num_rows, companions) for num_rows in REPLAY_ROWS[1:])]
+    def _check(self, prompt_ids: list[int], text: list[int], seed: int, params: SamplingParams) -> Check:
+        """Of plain decoding's text, which mostly is the same in every repetition."""
+        key = tuple(prompt_ids), tuple(text), seed
+        if key not in self._checks:
+            self._checks[key] = self.judge.check(prompt_ids, text, params, seed)
+        return self._checks[key]
+
+    @property
+    def judge(self) -> Judging:
+        """Who knows what the model writes; loaded when first asked."""
+        if self._judge is None:
+            assert self.programs is not None
+            self._judge = self.programs.judge(self._target)
+        return self._judge
 
 
 def _promises_the_text(method: str, temperature: float) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from hasten.errors import ConfigError
 
 if TYPE_CHECKING:
     from hasten.bench.models import OpenModel
+    from hasten.bench.programs import Programs
     from hasten.bench.prompts import PromptSet
     from hasten.bench.runner import BenchConfig, Benchmark
 
@@ -193,24 +195,18 @@ def _measure(
     device: str | None,
     json_file: Path | None,
 ) -> None:
-    from hasten.bench.memory_limit import measure_limit
-    from hasten.bench.models import load_stock
+    from hasten.bench.memory_limit import ROWS, measure_limit
+    from hasten.bench.methods import PLAIN
+    from hasten.bench.report import failure
     from hasten.bench.runner import Benchmark
 
-    stock = stock_draft = None
-    if config.baselines:
-        dtype = str(opened.language_model.target.dtype).removeprefix("torch.")
-        stock = load_stock(opened.name, dtype=dtype, device=device, shape=opened.shape)
-    if _uses_stock_draft(config):
-        draft = opened.language_model.resources.draft
-        assert draft is not None
-        dtype = str(draft.model.dtype).removeprefix("torch.")
-        stock_draft = load_stock(draft.name, dtype=dtype, device=str(draft.model.device), shape=None)
-    benchmark = Benchmark(opened, config, stock, stock_draft)
+    programs = _programs(opened, config, device)
+    benchmark = Benchmark(opened, config, programs)
     for name, reason in benchmark.skipped.items():
         typer.echo(f"{name} is left out: {reason}", err=True)
     require_writable(json_file)
-    limit = measure_limit(opened, benchmark.stock_target).as_json()
+    stock_ms = programs.stock_passes(ROWS) if config.baselines else None
+    limit = measure_limit(opened, stock_ms).as_json()
     try:
         with Progress(console=Console(stderr=True), transient=True) as bar:
             tasks = {one.name: bar.add_task(one.name, total=None) for one in sets}
@@ -223,9 +219,27 @@ def _measure(
             _report(benchmark, sets, limit, json_file)
         raise
     records = _report(benchmark, sets, limit, json_file)
-    if any(record["identical"] is False and not record["is_peer"] for record in records):
-        typer.echo("error: a method wrote another text than plain decoding", err=True)
+    failed = [record for record in records if record["identical"] is False and not record["is_peer"]]
+    for record in failed:
+        what = "what transformers' own model writes" if record["method"] == PLAIN else "plain decoding's"
+        place = f"{record['method']} on {record['prompt_set']}"
+        typer.echo(f"error: {place}: another text than {what}: {failure(record)}", err=True)
+    if failed:
         raise typer.Exit(_DISAGREE)
+
+
+def _programs(opened: OpenModel, config: BenchConfig, device: str | None) -> Programs:
+    """Stock copies of the model and of the draft model, loaded when they are needed."""
+    from hasten.bench.models import load_stock
+    from hasten.bench.programs import InThisProcess, programs_here
+
+    target, draft = opened.language_model.target, opened.language_model.resources.draft
+    programs = programs_here(opened.name, dtype=target.dtype, device=device, shape=opened.shape)
+    if _uses_stock_draft(config) and isinstance(programs, InThisProcess):
+        assert draft is not None
+        place = {"dtype": str(draft.model.dtype).removeprefix("torch."), "device": str(draft.model.device)}
+        programs.stock_draft = partial(load_stock, draft.name, shape=None, **place)
+    return programs
 
 
 def _report(

@@ -143,18 +143,21 @@ class _Stopwatch:
 
 
 def _verdict(opened: OpenModel, params: SamplingParams, plain: Output, hasten: Output) -> str:
-    from hasten.bench.agreement import REPLAY_ROWS, compare, is_exact, replay
+    from hasten.bench.agreement import OWN_ROWS, compare, replay
+    from hasten.bench.programs import programs_here
 
     target = opened.language_model.target
+    if plain.token_ids == hasten.token_ids:
+        return "same"
+    stock = programs_here(opened.name, dtype=target.dtype, device=str(target.device), shape=opened.shape)
     return compare(
         plain.prompt_ids,
         plain.token_ids,
         hasten.token_ids,
-        ways=[replay(target, num_rows) for num_rows in REPLAY_ROWS],
+        judge=stock.judge(target),
+        own=[replay(target, num_rows) for num_rows in OWN_ROWS],
         params=params,
         seed=plain.seed,
-        least_noise=target.probe.noise,
-        is_exact=is_exact(target.dtype),
     ).verdict
 
 
