@@ -12,12 +12,13 @@ Glossary (used in names, docs and reports)
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
 from collections.abc import Callable, Sequence as AbstractSequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from hasten.errors import ConfigError
+from hasten import values
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,10 +41,15 @@ SAMPLED: frozenset[Proposals] = frozenset({"distinct", "independent"})
 class SamplingParams:
     """How a token is drawn from logits and when a sequence ends.
 
-    ``temperature=0`` is greedy. ``seed=None`` draws a fresh seed, which the result reports, so that any
-    text can be written again. ``stop`` strings end the text *before* the string; the token ids keep the
-    token that completed it. ``logits_processors`` are called as transformers calls them, once per token in
-    order, each sequence with its own deep copy, so processors may carry state.
+    ``temperature=0`` is greedy. ``seed=None`` draws a fresh seed for every prompt, a given one is that of the
+    first prompt and ``prompt_seeds`` says that of the others; the result reports it, so that any text can be
+    written again. ``stop`` strings end the text *before* the string; the token ids keep the token that
+    completed it. A special token among them stops as its id does. ``logits_processors`` are called as
+    transformers calls them, once per token in order; those that keep a state are copied, one for each text.
+
+    Values are read once, when this is made: numbers may be those of numpy or torch, ``stop``,
+    ``stop_token_ids`` and ``logits_processors`` single ones, arrays or iterators. They become ints, floats
+    and tuples. What a checkpoint suggests for sampling (its temperature, top_k, penalties) is not used here.
 
     Raises ConfigError for a value that cannot work.
     """
@@ -61,26 +67,54 @@ class SamplingParams:
     logits_processors: AbstractSequence[LogitsProcessor] = ()
 
     def __post_init__(self) -> None:
-        _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
-        finite = 0 <= self.temperature < float("inf")
-        _require(finite, "temperature", self.temperature, "0 (greedy) or more, and finite")
-        _require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "at least 1, or None for all")
-        _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
-        _require(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1")
-        _require(self.n >= 1, "n", self.n, "at least 1")
-        _require(
-            self.seed is None or 0 <= self.seed < 2**64, "seed", self.seed, "between 0 and 2**64 - 1, or None"
-        )
-        _require("" not in self.stop_strings, "stop", self.stop, "made of strings that are not empty")
+        self._read("max_new_tokens", values.whole, "a whole number, at least 1", lambda value: value >= 1)
+        in_range = "0 (greedy) or more, and finite"
+        self._read("temperature", values.real, in_range, lambda value: 0 <= value < float("inf"))
+        if self.top_k is not None:
+            self._read("top_k", values.whole, "a whole number, at least 1, or None for all", lambda k: k >= 1)
+        self._read("top_p", values.real, "above 0 and at most 1", lambda value: 0 < value <= 1)
+        self._read("min_p", values.real, "between 0 and 1", lambda value: 0 <= value <= 1)
+        self._read("n", values.whole, "a whole number, at least 1", lambda value: value >= 1)
+        if self.seed is not None:
+            in_range = "a whole number between 0 and 2**64 - 1, or None"
+            self._read("seed", values.whole, in_range, lambda value: 0 <= value < 2**64)
+        self._set("stop", values.texts(self.stop, "stop"))
+        self._set("stop_token_ids", values.token_ids(self.stop_token_ids, "stop_token_ids"))
+        self._set("ignore_eos", values.flag(self.ignore_eos, "ignore_eos"))
+        self._set("logits_processors", values.callables(self.logits_processors, "logits_processors"))
+
+    def _read(
+        self, name: str, read: Callable[..., Any], remedy: str, is_possible: Callable[[Any], bool]
+    ) -> None:
+        found = read(getattr(self, name), name, remedy)
+        if not is_possible(found):
+            raise values.wrong(name, found, remedy)
+        self._set(name, found)
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
-def _require(condition: bool, name: str, value: object, remedy: str) -> None:
-    if not condition:
-        raise ConfigError(f"{name}={value!r} cannot work; it must be {remedy}")
+def prompt_seeds(seed: int | None, count: int) -> list[int]:
+    """The seed of every prompt of a call, so that their noise is independent.
+
+    A given seed is that of the first prompt; prompt i >= 1 has the i-th output of the generator SplitMix64
+    (Steele, Lea and Flood 2014) that starts at the seed. Without one, every prompt's is drawn afresh.
+    """
+    if seed is None:
+        return [secrets.randbits(63) for _ in range(count)]
+    return [seed if index == 0 else _split_mix(seed + index * 0x9E3779B97F4A7C15) for index in range(count)]
+
+
+def _split_mix(state: int) -> int:
+    mixed = state % 2**64
+    mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % 2**64
+    return mixed ^ (mixed >> 31)
 
 
 @dataclass(frozen=True, slots=True)

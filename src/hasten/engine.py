@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence as AbstractSequence
-from typing import Any, cast
-
-import numpy as np
-import torch
+from typing import Any
 
 from hasten.core import SamplingParams, Sequence
 from hasten.decode import Step, decode
@@ -28,6 +25,7 @@ from hasten.models.vocabulary import vocabulary_fingerprint
 from hasten.policies import POLICIES, DraftPolicy, FixedPolicy, ForwardCost, check_policy
 from hasten.requests import Job, Piece, Prompt, Requests
 from hasten.stopping import TextStream
+from hasten.values import at_least_one
 from hasten.verify import VERIFIERS, Verifier, find_verifier
 
 Trace = Callable[[Step], None]
@@ -167,7 +165,8 @@ class LanguageModel:
         """Write texts.
 
         Args:
-            prompts: a text, token ids, or a list of such; what the encoder reads, where a model has one.
+            prompts: a text, token ids, or several of such (see ``hasten.requests.read_prompts``); what the
+                encoder reads, where a model has one.
             params: how to sample and when to stop.
             drafter: "auto", "off" (plain decoding), a system's name, several joined by "+", or an object.
             num_draft_tokens: a fixed tree size; None lets the policy choose.
@@ -190,13 +189,10 @@ class LanguageModel:
             GenerationInterrupted: Ctrl-C; carries what was written so far.
         """
         params = params or SamplingParams()
-        if batch_size < 1:
-            raise ConfigError(f"batch_size={batch_size} cannot work; it must be at least 1")
+        batch_size = at_least_one(batch_size, "batch_size")
         verifier = find_verifier(verify)
-        single = _is_single(prompts)
-        jobs = self._requests.jobs(
-            cast(list[Prompt], [prompts] if single else prompts), params, decoder_prompt
-        )
+        several, single = self._requests.read(prompts)
+        jobs = self._requests.jobs(several, params, decoder_prompt)
         try:
             for start in range(0, len(jobs), batch_size):
                 batch = [job.sequence for job in jobs[start : start + batch_size]]
@@ -330,15 +326,3 @@ class LanguageModel:
         for sequence in sequences:
             sequence.guarantee, sequence.proposals = verifier.guarantee, verifier.proposals
         return decode(self.target, chosen, policy, sequences, verifier.rule)
-
-
-def _is_single(prompts: Prompt | AbstractSequence[Prompt]) -> bool:
-    if isinstance(prompts, str) or _is_features(prompts):
-        return True
-    return len(prompts) > 0 and not isinstance(prompts[0], str | AbstractSequence | np.ndarray | torch.Tensor)
-
-
-def _is_features(prompts: Any) -> bool:
-    is_float = isinstance(prompts, np.ndarray) and prompts.dtype.kind == "f"
-    is_float = is_float or (isinstance(prompts, torch.Tensor) and prompts.is_floating_point())
-    return is_float and prompts.ndim == 2

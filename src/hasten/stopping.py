@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from hasten.core import FinishReason
 from hasten.detokenising import Detokeniser, GrowingText
+from hasten.errors import ConfigError
 
 
 class TextStream:
@@ -60,6 +62,32 @@ class TextStream:
             if any(stop.startswith(self.text[-size:]) for stop in self._stop_strings):
                 return size
         return 0
+
+
+def special_stops(tokenizer: Any, stop_strings: Iterable[str]) -> frozenset[int]:
+    """Ids of the special tokens among stop strings, which texts leave out, so that only an id can find them.
+
+    Raises ConfigError for a string with a special token and more, which would never be found.
+    """
+    special = dict(_special_tokens(tokenizer))
+    for stop in stop_strings:
+        inside = next((name for name in special if name in stop), None) if stop not in special else None
+        if inside is not None:
+            raise ConfigError(
+                f"stop={stop!r} would never be found: texts leave special tokens such as {inside!r} out; "
+                f"stop at {inside!r} alone, or at the rest"
+            )
+    return frozenset(special[stop] for stop in stop_strings if stop in special)
+
+
+def _special_tokens(tokenizer: Any) -> Iterator[tuple[str, int]]:
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    for token_id in {*getattr(tokenizer, "all_special_ids", ()), *added}:
+        name = str(
+            added[token_id].content if token_id in added else tokenizer.convert_ids_to_tokens(token_id)
+        )
+        if name and not tokenizer.decode([token_id], skip_special_tokens=True):
+            yield name, token_id
 
 
 class StopConditions:

@@ -19,6 +19,7 @@ from hasten.engine import LanguageModel
 from hasten.errors import ConfigError, ModelError
 from hasten.models.draft_lm import DraftLM
 from hasten.models.target import Target
+from hasten.values import known_ids
 from hasten.verify import Verifier, find_verifier
 
 PLAIN = "plain"
@@ -248,8 +249,7 @@ class TransformersMethod:
 
     @property
     def _stop_token_ids(self) -> list[int]:
-        found = self._model.generation_config.eos_token_id
-        return found if isinstance(found, list) else [] if found is None else [found]
+        return known_ids(self._model.generation_config.eos_token_id, "eos_token_id")
 
     @property
     def _pad_token_id(self) -> int:

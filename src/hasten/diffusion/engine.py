@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
-import secrets
 from collections.abc import Callable, Iterator, Sequence as AbstractSequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hasten.canvas import Block, Canvas, Denoiser
-from hasten.core import FinishReason, Guarantee, SamplingParams
+from hasten.core import FinishReason, Guarantee, SamplingParams, prompt_seeds
 from hasten.detokenising import Detokeniser, GrowingText
 from hasten.diffusion.auto import auto_strategy, exact_strategy
 from hasten.diffusion.base import Helpers
@@ -30,6 +27,9 @@ from hasten.diffusion.transforms.no_eos import NoEos
 from hasten.errors import ConfigError, GenerationInterrupted, PromptError
 from hasten.models.denoisers import load_denoiser
 from hasten.models.guide import load_guide
+from hasten.requests import read_prompts
+from hasten.stopping import special_stops
+from hasten.values import at_least_one
 
 Trace = Callable[[Record], None]
 
@@ -161,7 +161,7 @@ class DiffusionModel:
             PromptError, ConfigError: before the first forward pass.
             GenerationInterrupted: by Ctrl-C, with what was written.
         """
-        several, is_single = _as_list(prompts)
+        several, is_single = read_prompts(prompts, getattr(self.tokenizer, "pad_token_id", None))
         arguments: dict[str, Any] = {"policy": policy, "constraint": constraint}
         outputs = self.generate_all(several, params, batch_size=batch_size, trace=trace, **arguments)
         return outputs[0] if is_single and len(outputs) == 1 else outputs
@@ -248,8 +248,7 @@ class DiffusionModel:
         yield Snapshot([(output.text, True)], shown, output)
 
     def _run(self, jobs: list[_Job], batch_size: int, trace: Trace | None) -> list[DiffusionOutput]:
-        if batch_size < 1:
-            raise ConfigError(f"batch_size={batch_size} cannot work; it must be at least 1")
+        batch_size = at_least_one(batch_size, "batch_size")
         try:
             for first in range(0, len(jobs), batch_size):
                 batch = jobs[first : first + batch_size]
@@ -271,10 +270,10 @@ class DiffusionModel:
         """Everything that can be wrong is found here, before the first forward pass."""
         if not len(prompts):
             raise PromptError("no prompts were given")
-        seed = secrets.randbits(63) if params.seed is None else params.seed
+        seeds = prompt_seeds(params.seed, len(prompts))
         return [
             self._job(prompt, params, policy, constraint, key=(seed, sample))
-            for prompt in prompts
+            for prompt, seed in zip(prompts, seeds, strict=True)
             for sample in range(params.n)
         ]
 
@@ -291,6 +290,7 @@ class DiffusionModel:
         spec, vocab_size = self.denoiser.spec, self.denoiser.vocab_size
         if params.stop_strings and self.tokenizer is None:
             raise ConfigError("stop strings need a tokenizer; use stop_token_ids")
+        special_stops(self.tokenizer, params.stop_strings)
         noise = noise_source(spec, vocab_size, seed, sample)
         gaps: list[Block] = []
         if _has_gap(prompt):
@@ -328,7 +328,9 @@ class DiffusionModel:
         if canvas.num_open:  # what was written before an interrupt, up to the first hole
             reason = "interrupted"
             written = ids[begin : canvas.first_open]
-        stops = set(job.params.stop_token_ids)
+        stops = {*job.params.stop_token_ids}
+        if job.params.stop_strings:
+            stops |= special_stops(self.tokenizer, job.params.stop_strings)
         if not (job.gaps or job.params.ignore_eos):
             stops.update(self.denoiser.spec.eos_ids)
         ends = [place for place, token_id in enumerate(written) if token_id in stops]
@@ -379,7 +381,7 @@ def _report(records: list[Record], trace: Trace | None) -> None:
 
 
 def _has_gap(prompt: Any) -> bool:
-    return not isinstance(prompt, str) and any(isinstance(piece, Gap) for piece in prompt)
+    return isinstance(prompt, list | tuple) and any(isinstance(piece, Gap) for piece in prompt)
 
 
 def _pieces(template: str | Template) -> Template:
@@ -388,9 +390,3 @@ def _pieces(template: str | Template) -> Template:
     if not _has_gap(template):
         raise PromptError("the template has no gap; give a list with a Gap among the texts")
     return template
-
-
-def _as_list(prompts: Any) -> tuple[list[Any], bool]:
-    """The prompts, and whether a single one was given: a text, or token ids."""
-    is_single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int | np.integer))
-    return ([prompts] if is_single else list(prompts)), is_single

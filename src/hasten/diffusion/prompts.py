@@ -16,7 +16,7 @@ import numpy as np
 from hasten.canvas import Block, Canvas, DenoiserSpec
 from hasten.diffusion.drawing import Noise
 from hasten.errors import ConfigError, PromptError
-from hasten.requests import whole_numbers
+from hasten.values import prompt_ids, whole
 
 _GAP = re.compile(r"<gap:([^<>]*)>")
 
@@ -31,8 +31,10 @@ class Gap:
     num_tokens: int
 
     def __post_init__(self) -> None:
-        if self.num_tokens < 1:
-            raise ConfigError(f"a gap of {self.num_tokens} tokens cannot work; give it at least one")
+        num_tokens = whole(self.num_tokens, "num_tokens")
+        if num_tokens < 1:
+            raise ConfigError(f"a gap of {num_tokens} tokens cannot work; give it at least one")
+        object.__setattr__(self, "num_tokens", num_tokens)
 
 
 Template = AbstractSequence[Text | Gap]
@@ -106,7 +108,7 @@ class CanvasReader:
         ``is_first``: whether tokens that a tokenizer puts at the beginning of a text belong here.
         """
         if not isinstance(text, str):
-            return self._checked(whole_numbers(text))
+            return self._checked(prompt_ids(text, PromptError))
         if self.tokenizer is None:
             raise PromptError("this model was loaded without a tokenizer: give token ids")
         token_ids: list[int] = self.tokenizer(text, add_special_tokens=is_first)["input_ids"]

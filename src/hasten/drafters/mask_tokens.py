@@ -29,6 +29,7 @@ from hasten.drafters.base import Forgetful, Observation
 from hasten.errors import ConfigError
 from hasten.sampling import top_candidates
 from hasten.tree import ROOT, DraftTree
+from hasten.values import known_ids
 
 if TYPE_CHECKING:
     from hasten.models.causal_lm import CausalLM
@@ -185,9 +186,8 @@ def default_mask_token(target: Target | None) -> int | None:
     configs = (forward.text_config, forward.model.generation_config)
     for name in ("mask_token_id", "pad_token_id", "unk_token_id", "eos_token_id"):
         for config in configs:
-            found = getattr(config, name, None)
-            first = found[0] if isinstance(found, list) and found else found
-            if isinstance(first, int) and 0 <= first < target.vocab_size:
+            first = next(iter(known_ids(getattr(config, name, None), name)), None)
+            if first is not None and first < target.vocab_size:
                 return first
     return None
 

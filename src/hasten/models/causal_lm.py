@@ -17,6 +17,7 @@ from hasten.models.probe import SESSIONS, Mode, ProbeResult, probe
 from hasten.models.session import Session
 from hasten.models.shared_prefix import SharedPrefixSession, can_share_prefixes
 from hasten.models.target import Target
+from hasten.values import known_ids
 
 
 class CausalLM(Target):
@@ -91,7 +92,7 @@ class CausalLM(Target):
         for config in (self.forward.model.generation_config, self.forward.text_config):
             found = getattr(config, "eos_token_id", None)
             if found is not None:
-                return frozenset(found if isinstance(found, list) else [found])
+                return frozenset(known_ids(found, "eos_token_id"))
         return frozenset()
 
     def open(self, sequences: AbstractSequence[Sequence] = ()) -> Session:

@@ -10,6 +10,7 @@ import json
 from typing import Any
 
 from hasten.errors import ModelError
+from hasten.values import known_ids
 
 _LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -52,7 +53,7 @@ def _end_ids(model: Any) -> list[int]:
 
 
 def _known(token_ids: Any) -> list[int]:
-    return [] if token_ids is None else list(token_ids) if isinstance(token_ids, list) else [token_ids]
+    return known_ids(token_ids, "token id")
 
 
 def _write_tokens(writer: Any, model: Any, tokenizer: Any) -> None:

@@ -24,6 +24,7 @@ from hasten.core import Guarantee
 from hasten.errors import ConfigError, ModelError
 from hasten.models.causal_lm import CausalLM
 from hasten.models.forward import PREFILL_CHUNK
+from hasten.values import at_least_one
 
 TEMPERATURE = 0.06
 NUM_KEPT = 9
@@ -295,9 +296,8 @@ def complete(
         ConfigError: for a value that cannot work.
         ModelError: for a model that cannot read mixtures of tokens.
     """
-    for name, value in (("k", k), ("max_new_tokens", max_new_tokens), ("num_kept", num_kept)):
-        if value < 1:
-            raise ConfigError(f"{name}={value} cannot work; it must be at least 1")
+    sizes = {"k": k, "max_new_tokens": max_new_tokens, "num_kept": num_kept}
+    k, max_new_tokens, num_kept = (at_least_one(value, name) for name, value in sizes.items())
     if not 0 <= alpha < 1:
         raise ConfigError(f"alpha={alpha} cannot work; it must be at least 0 and less than 1")
     problem = why_not_mixed(model)

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from hasten.errors import ConfigError
 from hasten.tree import DraftTree
+from hasten.values import whole
 
 MAX_DRAFT_TOKENS = 64
 
@@ -36,6 +37,7 @@ class FixedPolicy:
     """Always the same number of draft tokens; 0 is plain decoding."""
 
     def __init__(self, num_draft_tokens: int) -> None:
+        num_draft_tokens = whole(num_draft_tokens, "num_draft_tokens", "a whole number, 0 to 4096")
         if not 0 <= num_draft_tokens <= 4096:
             raise ConfigError(f"num_draft_tokens={num_draft_tokens} cannot work; choose 0 to 4096")
         self._num_draft_tokens = num_draft_tokens
