@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import transformers as hf
 from hypothesis import settings
 
+from hasten.core import SamplingParams, prompt_seeds
 from hasten.drafters.corpus_index import write_index
 from hasten.drafters.trees.acceptance_head import HEAD_FILE, AcceptanceHead, draft_fingerprint, save_head
 from hasten.engine import LanguageModel
@@ -223,6 +225,15 @@ def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return made[name, dtype]
 
     return get
+
+
+def each_alone(lm: LanguageModel, prompts: list[Any], params: SamplingParams) -> list[Any]:
+    """Plain decoding of each prompt, with the seed it has in a call with all of them."""
+    seeds = prompt_seeds(params.seed, len(prompts))
+    return [
+        lm.generate(prompt, replace(params, seed=seed), drafter="off")
+        for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
 
 
 def with_head(draft: DraftLM, folder: Path) -> DraftLM:

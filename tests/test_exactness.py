@@ -18,7 +18,7 @@ from transformers import (
 
 import hasten
 from adversaries import ADVERSARIES, EOS, VOCAB, Adversary, Oracle, trees
-from conftest import ARCHITECTURES, DRAFTING, finest_dtype, shared_file, with_index
+from conftest import ARCHITECTURES, DRAFTING, each_alone, finest_dtype, shared_file, with_index
 from hasten.core import Acceptance, SamplingParams
 from hasten.drafters import DRAFTERS, CombinedDrafter, Resources
 from hasten.verify import VERIFIERS, Verifier
@@ -50,7 +50,7 @@ def plain(models):
         key = (name, params_name, many)
         if key not in known:
             lm, params, prompts = models(name), PARAMS[params_name], MANY if many else PROMPTS
-            known[key] = [lm.generate(prompt, params, drafter="off") for prompt in prompts]
+            known[key] = each_alone(lm, prompts, params)
         return known[key]
 
     return get
@@ -144,7 +144,7 @@ def test_batches_write_what_each_prompt_gets_alone(models, plain, name, drafter,
 def test_every_tree_of_a_draft_model_is_exact_alone_and_in_batches_of_8(models, drafter, params):
     lm = models()
     prompts = MANY[:8]
-    expected = [lm.generate(prompt, PARAMS[params], drafter="off") for prompt in prompts]
+    expected = each_alone(lm, prompts, PARAMS[params])
     for batch_size in (1, 8):
         found = lm.generate(
             prompts, PARAMS[params], drafter=drafter, num_draft_tokens=16, batch_size=batch_size

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+import torch
 from hypothesis import given, settings, strategies as st
 from transformers import AutoTokenizer
 
+import hasten
+from hasten.core import SamplingParams
 from hasten.detokenising import Detokeniser
+from hasten.errors import ConfigError
 from hasten.models.bundled_models import bundled_path
 from hasten.stopping import StopConditions, TextStream
 
@@ -140,3 +146,62 @@ def test_stop_strings_end_a_text_with_the_token_that_completes_them():
     assert [rule.after(token) for token in (0, 1, 0, 2)] == [None, None, None, None]
     rule = StopConditions(frozenset(), 9, TextStream(SPOKEN, ["bab"]))
     assert [rule.after(token) for token in (1, 0, 3)] == [None, None, "stop"]
+
+
+class Forced:
+    """A processor that writes these tokens, one after the other."""
+
+    def __init__(self, token_ids):
+        self.left = list(token_ids)
+
+    def __call__(self, input_ids, scores):
+        forced = torch.full_like(scores, -torch.inf)
+        forced[:, self.left.pop(0)] = 0
+        return forced
+
+
+@pytest.mark.parametrize("stop", ["<|pad|>", ["no such text", "<|pad|>"]])
+def test_a_special_token_among_the_stop_strings_stops_as_its_id_does(demo, stop):
+    """Texts leave special tokens out, so that the string itself never appears."""
+    words = demo.tokenizer("Once upon a time")["input_ids"]
+    pad = demo.tokenizer.convert_tokens_to_ids("<|pad|>")
+    written = [*words[:2], pad, *words[2:]]
+    params = SamplingParams(
+        max_new_tokens=len(written), ignore_eos=True, stop=stop, logits_processors=[Forced(written)]
+    )
+    found = demo.generate("User:", params)
+    by_id = demo.generate("User:", replace(params, stop=(), stop_token_ids=pad))
+    assert (found.text, found.token_ids, found.finish_reason) == (by_id.text, written[:3], "stop")
+    *_, last = demo.stream("User:", params)
+    assert last.output == found or last.output.token_ids == found.token_ids
+
+
+def test_ordinary_characters_that_spell_a_special_token_stop_too(demo):
+    spelt = [token for part in ("Once ", "<|", "pad", "|>", " more") for token in _bare(demo, part)]
+    params = SamplingParams(
+        max_new_tokens=len(spelt), ignore_eos=True, stop="<|pad|>", logits_processors=[Forced(spelt)]
+    )
+    found = demo.generate("User:", params)
+    assert (found.text, found.finish_reason) == ("Once ", "stop")
+
+
+def _bare(lm, text):
+    return lm.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def test_a_stop_string_with_a_special_token_and_more_is_refused(demo):
+    for stop in ("<|pad|>\n", "a<|endoftext|>"):
+        with pytest.raises(ConfigError, match=r"would never be found.*special tokens such as '<\|"):
+            demo.generate("User:", SamplingParams(stop=stop))
+
+
+def test_a_special_token_stops_a_canvas_too():
+    lm = hasten.load_diffusion("demo-diffusion", dtype="float32", device="cpu")
+    params = SamplingParams(max_new_tokens=32, ignore_eos=True)
+    prompt, eos = "User: Hello!\nAssistant:", lm.denoiser.spec.eos_ids[0]
+    end = lm.tokenizer.convert_ids_to_tokens(eos)
+    plain, stopped = lm.generate(prompt, params), lm.generate(prompt, replace(params, stop=end))
+    assert stopped.token_ids == plain.token_ids[: plain.token_ids.index(eos) + 1]
+    assert (plain.finish_reason, stopped.finish_reason) == ("length", "stop")
+    with pytest.raises(ConfigError, match="would never be found"):
+        lm.generate("Once upon a time", replace(params, stop=f"{end}!"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from transformers import AutoTokenizer
 import hasten
 from conftest import build_model
 from hasten.canvas import DenoiserSpec
-from hasten.core import SamplingParams
+from hasten.core import SamplingParams, prompt_seeds
 from hasten.diffusion.constraints import regex_constraint
 from hasten.diffusion.engine import DiffusionModel
 from hasten.diffusion.prompts import Gap
@@ -56,7 +57,11 @@ def test_exact_writes_the_text_of_the_reference_in_fewer_passes(
 @pytest.mark.parametrize("policy", ["static", "exact", "threshold:0.01", "auto"])
 def test_no_text_depends_on_the_batch(model: DiffusionModel, policy: str) -> None:
     prompts = [PROMPT, "def f(x):", "Once upon a time there was a very small"]
-    alone = [model.generate(prompt, SAMPLED, policy=policy).token_ids for prompt in prompts]
+    seeds = prompt_seeds(SAMPLED.seed, len(prompts))
+    alone = [
+        model.generate(prompt, replace(SAMPLED, seed=seed), policy=policy).token_ids
+        for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
     for size in (1, 2, 3):
         outputs = model.generate_all(prompts, SAMPLED, policy=policy, batch_size=size)
         assert [output.token_ids for output in outputs] == alone

@@ -10,7 +10,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 import hasten
 from adversaries import ADVERSARIES, Adversary, Oracle
-from conftest import build_model, with_head
+from conftest import build_model, each_alone, with_head
 from hasten.core import Acceptance, SamplingParams
 from hasten.drafters import DRAFTERS
 from hasten.engine import LanguageModel
@@ -49,10 +49,7 @@ def fresh(target, corpus_index, tmp_path_factory):
 @pytest.fixture(scope="module")
 def plain(fresh):
     """plain(params) -> plain decoding's outputs, each prompt alone."""
-    known = {
-        name: [fresh().generate(prompt, params, drafter="off") for prompt in PROMPTS]
-        for name, params in PARAMS.items()
-    }
+    known = {name: each_alone(fresh(), PROMPTS, params) for name, params in PARAMS.items()}
     return known.__getitem__
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings, strategies as st
 
 from adversaries import ADVERSARIES, Adversary, Oracle, trees
 from compiled_models import ALL, accept, all_logits, compiled, decoder, last_logits, text_of, torch_threads
-from conftest import VOCAB
+from conftest import VOCAB, each_alone
 from hasten.core import SamplingParams
 from hasten.engine import LanguageModel
 from hasten.models.causal_lm import CausalLM
@@ -214,7 +214,7 @@ def test_a_pass_may_ask_for_the_last_logits_only(forward_of):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_drafts_change_no_token(writer_of, dtype, drafter, params):
     lm = writer_of(dtype)
-    expected = [lm.generate(prompt, params, drafter="off").token_ids for prompt in PROMPTS]
+    expected = [one.token_ids for one in each_alone(lm, PROMPTS, params)]
     drafting = Adversary(ADVERSARIES[drafter]) if drafter in ADVERSARIES else drafter
     for batch_size in (1, 3):
         found = lm.generate(PROMPTS, params, drafter=drafting, num_draft_tokens=24, batch_size=batch_size)
@@ -228,7 +228,7 @@ def test_prompts_that_begin_alike_are_written_as_each_alone(writer_of, dtype, pa
     lm = writer_of(dtype)
     beginning = text_of(lm.target.forward, 140)
     prompts = [[*beginning, 10 + row] for row in range(3)]
-    expected = [lm.generate(prompt, params, drafter="off").token_ids for prompt in prompts]
+    expected = [one.token_ids for one in each_alone(lm, prompts, params)]
     for drafter in ("off", "suffix"):
         found = lm.generate(prompts, params, drafter=drafter, num_draft_tokens=12)
         assert [output.token_ids for output in found] == expected

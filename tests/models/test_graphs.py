@@ -16,7 +16,7 @@ import transformers as hf
 
 import hasten
 from adversaries import ADVERSARIES, Adversary, Oracle
-from conftest import ARCHITECTURES, BASE, build_model, finest_dtype
+from conftest import ARCHITECTURES, BASE, build_model, each_alone, finest_dtype
 from hasten.core import Acceptance, SamplingParams
 from hasten.engine import LanguageModel
 from hasten.errors import ConfigError
@@ -147,7 +147,7 @@ def test_long_passes_and_empty_caches_run_the_modules():
 def test_drafts_change_no_token(writer, drafter, params):
     (lm, recorder), before = writer, writer[1].num_replayed
     plain = LanguageModel(CausalLM(build_model()), drafter="off")
-    expected = [plain.generate(prompt, params).token_ids for prompt in TEXTS]
+    expected = [one.token_ids for one in each_alone(plain, TEXTS, params)]
     drafting = Adversary(ADVERSARIES[drafter]) if drafter in ADVERSARIES else drafter
     for batch_size in (1, 3):
         found = lm.generate(TEXTS, params, drafter=drafting, num_draft_tokens=24, batch_size=batch_size)
@@ -303,7 +303,7 @@ def test_a_gpu_replays_what_the_modules_compute(name):
     assert forward.why_not == ""
     plain, lm = (LanguageModel(CausalLM(model, forward=one), drafter="off") for one in (None, forward))
     for params in (GREEDY, SAMPLED):
-        expected = [plain.generate(prompt, params).token_ids for prompt in PROMPTS]
+        expected = [one.token_ids for one in each_alone(plain, PROMPTS, params)]
         found = lm.generate(PROMPTS, params, drafter="token-recycling+suffix", num_draft_tokens=12)
         assert [output.token_ids for output in found] == expected
 
