@@ -261,6 +261,15 @@ class LawSampler(TokenSampler, Protocol):
         ...
 
 
+@runtime_checkable
+class VeiledSampler(LawSampler, Protocol):
+    """A sampler that can keep the noise of later positions from drafters."""
+
+    guess_end: int | None
+    """``guess`` and ``noisy`` take the target's noise for positions before this one only, and from it on
+    other noise, independent of everything; None: there is no such position"""
+
+
 class StopRule(Protocol):
     """Sees every written token once, in order, and says when the sequence ends."""
 

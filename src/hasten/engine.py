@@ -325,4 +325,6 @@ class LanguageModel:
             policy = POLICIES[policy_name](self._cost)
         for sequence in sequences:
             sequence.guarantee, sequence.proposals = verifier.guarantee, verifier.proposals
+            if verifier.begin is not None:
+                verifier.begin(sequence)
         return decode(self.target, chosen, policy, sequences, verifier.rule)

@@ -20,6 +20,9 @@ from hasten.core import LogitsProcessor, SamplingParams, TopCandidates
 from hasten.errors import ModelError
 from hasten.transfers import staged, to_host
 
+_GUESS_STREAM = 3
+"""of guesses whose position is veiled; rules use stream 1, draft models 2, and drafters those from 16 on"""
+
 
 def keyed_generator(seed: int, sample: int, position: int, stream: int) -> np.random.Generator:
     """Random numbers of one position, from the counter-based generator Philox.
@@ -32,9 +35,11 @@ def keyed_generator(seed: int, sample: int, position: int, stream: int) -> np.ra
 
 
 @functools.lru_cache(maxsize=32)  # a draft asks for the noise of a few positions again and again
-def gumbel_noise(seed: int, sample: int, position: int, vocab_size: int) -> NDArray[np.float32]:
-    """float32 [vocab]: standard Gumbel noise of one position; its stream is 0."""
-    generator = keyed_generator(seed, sample, position, stream=0)
+def gumbel_noise(
+    seed: int, sample: int, position: int, vocab_size: int, stream: int = 0
+) -> NDArray[np.float32]:
+    """float32 [vocab]: standard Gumbel noise of one position; texts are drawn with that of stream 0."""
+    generator = keyed_generator(seed, sample, position, stream)
     exponential = generator.standard_exponential(vocab_size, dtype=np.float32)
     return cast(NDArray[np.float32], -np.log(np.maximum(exponential, np.float32(1e-30))))
 
@@ -96,6 +101,8 @@ class Sampler:
         self.sample = sample
         self.processors: list[LogitsProcessor] = copy.deepcopy(list(params.logits_processors))
         self._ahead: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        self.guess_end: int | None = None
+        """See VeiledSampler."""
 
     @property
     def is_greedy(self) -> bool:
@@ -178,13 +185,14 @@ class Sampler:
         return int(self.noisy(logits, position).argmax())
 
     def noisy(self, logits: torch.Tensor, position: int) -> torch.Tensor:
-        """See LawSampler."""
-        return self._noisy(logits.float(), position)
+        """See TokenSampler."""
+        is_veiled = self.guess_end is not None and position >= self.guess_end
+        return self._noisy(logits.float(), position, _GUESS_STREAM if is_veiled else 0)
 
-    def _noisy(self, scores: torch.Tensor, position: int) -> torch.Tensor:
+    def _noisy(self, scores: torch.Tensor, position: int, stream: int = 0) -> torch.Tensor:
         if self.params.temperature == 0:
             return scores
-        noise = gumbel_noise(self.seed, self.sample, position, scores.numel())
+        noise = gumbel_noise(self.seed, self.sample, position, scores.numel(), stream)
         return warp(scores, self.params) + torch.from_numpy(noise).to(scores.device)
 
 

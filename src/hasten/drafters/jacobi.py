@@ -44,7 +44,7 @@ SYSTEM = System(
     summary="guesses a window of tokens in parallel, and again from every pass",
 )
 
-FIRST_STREAM = 2
+FIRST_STREAM = 16
 """Of the sampler's random numbers: one a step, as each step draws every place anew."""
 NEW_TOKEN_TRUST = 0.02
 TRUSTS = (0.3, 0.6, 0.8)

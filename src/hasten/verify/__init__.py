@@ -16,7 +16,7 @@ from hasten.errors import ConfigError
 from hasten.tree import DraftTree
 from hasten.verify.block import SYSTEM as BLOCK_SYSTEM, block
 from hasten.verify.confident import confident
-from hasten.verify.fastest import fastest
+from hasten.verify.fastest import begin_fastest, fastest
 from hasten.verify.follow import follow
 from hasten.verify.k_sequential import SYSTEM as SPECTR_SYSTEM, k_sequential
 from hasten.verify.naive import SYSTEM as MCSD_SYSTEM, naive
@@ -40,11 +40,13 @@ class Verifier:
     rule: Verify
     guarantee: Guarantee
     proposals: Proposals = "coupled"
+    begin: Callable[[Sequence], None] | None = None
+    """called with each sequence before its first draft"""
 
 
 VERIFIERS: dict[str, Verifier] = {
     "follow": Verifier("follow", follow, "exact"),
-    "fastest": Verifier("fastest", fastest, "distribution"),
+    "fastest": Verifier("fastest", fastest, "distribution", begin=begin_fastest),
     "residual": Verifier("residual", residual, "distribution", "distinct"),
     "confident": Verifier("confident", confident(), "approximate"),
     "tolerant": Verifier("tolerant", tolerant(), "approximate"),

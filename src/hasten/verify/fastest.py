@@ -3,15 +3,24 @@
 Rules want different drafts of a model (``core.Proposals``), and which pays depends on how much draft and
 target differ: coupled drafts agree often where the laws are alike, chosen ones where the target is sure,
 sampled ones in between. Each is tried for some steps of a text, then the one that gained most a step is used,
-the others now and then. What decides is the past alone, and a step's noise is new, so every token keeps the
-target's law.
+the others now and then.
+
+Why the law is kept. Coupled drafts look at the noise of positions that are not written yet, and what they saw
+moves all that is decided later: how large trees are, how much is gained, which rule is next. Were a position
+whose noise was seen written by a rule that draws anew, whether it is would depend on what it would have been,
+and the law would be that of neither. So a text is divided into stretches. In a coupled one, drafters see the
+noise before ``guess_end`` and no further (``core.VeiledSampler``), and all positions before it are written
+with that noise, whatever comes to light in between: the rule changes only where the text has reached
+``guess_end``, which is moved on while coupled drafts stay the choice. Whoever moves it has not seen the noise
+behind it. In the other stretches no noise is seen, and rules draw with random numbers of their own.
 """
 
 from __future__ import annotations
 
 import torch
 
-from hasten.core import Acceptance, Proposals, Sequence
+from hasten.core import Acceptance, Proposals, Sequence, VeiledSampler
+from hasten.errors import ConfigError
 from hasten.tree import DraftTree
 from hasten.verify.follow import follow
 from hasten.verify.point_mass import point_mass
@@ -20,8 +29,15 @@ from hasten.verify.traversal import traversal
 RULES = {"coupled": follow, "distinct": traversal, "chosen": point_mass}
 """The best rule for each kind of proposals; drafts that were not sampled go through any of them."""
 
+_VIEW = 16
+"""positions whose noise coupled drafts see; before a change of the rule, they see ever fewer"""
 _TRIAL_STEPS = 4
 _EXPLORE_EVERY = 32
+
+
+def begin_fastest(sequence: Sequence) -> None:
+    """Before the first draft of a text. Raises ConfigError for a sampler that cannot veil its noise."""
+    _sampler(sequence).guess_end = len(sequence.token_ids) + _VIEW
 
 
 def fastest(tree: DraftTree, logits: torch.Tensor, sequence: Sequence) -> Acceptance:
@@ -29,21 +45,42 @@ def fastest(tree: DraftTree, logits: torch.Tensor, sequence: Sequence) -> Accept
 
     Args:
         logits: [nodes + 1, vocab], root first.
+
+    Raises ConfigError for a sampler that cannot veil its noise.
     """
-    used = sequence.proposals
+    used, sampler = sequence.proposals, _sampler(sequence)
     acceptance = RULES[used](tree, logits, sequence)
-    stats = sequence.stats
-    if len(tree):  # a step without a draft tells nothing
+    stats, length = sequence.stats, len(sequence.token_ids)
+    has_full_view = sampler.guess_end == length + _VIEW
+    if len(tree) and (used != "coupled" or has_full_view):  # other steps tell nothing of a rule
         stats.rule_steps[used] += 1
         stats.rule_tokens[used] += len(acceptance.token_ids)
-    sequence.proposals = _next(sequence)
+    length += len(acceptance.token_ids)
+    choice = _best(sequence)
+    if choice == "coupled":
+        sampler.guess_end = length + _VIEW
+    elif used == "coupled" and sampler.guess_end is not None and length < sampler.guess_end:
+        choice = "coupled"  # what was seen is written as it was seen
+    else:
+        sampler.guess_end = length
+    sequence.proposals = choice
     return acceptance
 
 
-def _next(sequence: Sequence) -> Proposals:
+def _best(sequence: Sequence) -> Proposals:
     steps, tokens = sequence.stats.rule_steps, sequence.stats.rule_tokens
     names: list[Proposals] = ["coupled", "distinct", "chosen"]
     fewest = min(names, key=lambda name: steps[name])
     if steps[fewest] < _TRIAL_STEPS or steps.total() % _EXPLORE_EVERY == 0:
         return fewest
     return max(names, key=lambda name: tokens[name] / steps[name])
+
+
+def _sampler(sequence: Sequence) -> VeiledSampler:
+    sampler = sequence.sampler
+    if not isinstance(sampler, VeiledSampler):
+        raise ConfigError(
+            f"verify='fastest' needs a sampler that can veil its noise, and {type(sampler).__name__} cannot; "
+            "choose verify='follow'"
+        )
+    return sampler
