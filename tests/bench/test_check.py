@@ -43,7 +43,7 @@ def test_a_model_that_drops_a_scale_is_found(monkeypatch, dtype):
 
     monkeypatch.setattr(checking, "load", wrong)
     scores, *texts = check(FOLDER, dtypes=(dtype,), **FEW)
-    assert "from float32's" in scores.problem
+    assert "scores are off" in scores.problem
     assert any(finding.problem for finding in texts)
 
 

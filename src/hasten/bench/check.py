@@ -1,9 +1,7 @@
 """Checks hasten's texts on a model against transformers' own ``generate``: every forward, drafter and batch.
 
-Two paths of hasten that agree may both be wrong, so what judges here is another program. Its text is written
-by its own loop, greedy or with hasten's noise added by a logits processor. Where a text parts from it, every
-token from there on is judged by passes of transformers over the text itself: it has to be the best one up to
-rounding, which is measured as the distance between the scores of this precision and those of float32.
+Two paths of hasten that agree may both be wrong, so another program writes what they are compared with:
+greedy, or with hasten's noise added by a logits processor. Texts that part are judged by agreement.py.
 """
 
 from __future__ import annotations
@@ -17,12 +15,11 @@ from typing import Any
 
 import torch
 
-from hasten.core import Acceptance, SamplingParams
+from hasten.bench.agreement import Agreement, compare, judge_of, most_partings, replayed
+from hasten.core import SamplingParams
 from hasten.engine import LanguageModel, load
 from hasten.errors import ConfigError, HastenError
-from hasten.models.target import Target
 from hasten.sampling import Sampler
-from hasten.tree import DraftTree
 
 PROMPTS = (
     'def fibonacci(n):\n    """Return the n-th Fibonacci number."""\n',
@@ -36,15 +33,12 @@ SAMPLINGS = {"greedy": 0.0, "T=0.8": 0.8}
 """name -> temperature"""
 BATCHES = (1, 4)
 
-_ROUNDING_UNITS = 8.0
-"""Of the root mean square of what rounding does to a score: where more lie between two tokens, which of
-them is better is no matter of rounding. Over a vocabulary of 262,144, the largest error is 5 of them."""
 _MOST_NOISE = 1.5
 """A forward may be so many times as far from float32 as transformers' own layers of this precision are."""
-_MOST_PARTED = 0.5
 _EXACT_NOISE = 1e-4
 """By how much float32 scores may differ, as a share of how much they vary over the vocabulary."""
 _ROWS = 8
+"""of the passes by which a forward is asked for its scores"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +60,13 @@ class Finding:
     num_texts: int
     num_same: int
     """texts equal to those of transformers, token for token"""
-    worst_gap: float
-    """the furthest that a token was from the best one, in units of the rounding noise there"""
+    worst: float
+    """the furthest that a token, or the scores, are off, as a share of what rounding explains"""
     problem: str = ""
 
 
 class Transformers:
-    """What transformers itself writes, and how it scores a text.
+    """What transformers itself writes, and its judgement of other texts.
 
     Args:
         folder: a checkpoint.
@@ -84,18 +78,16 @@ class Transformers:
 
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.judge = judge_of(
+            self.model, lambda wider: AutoModelForCausalLM.from_pretrained(folder, dtype=wider)
+        )
         self._texts: dict[tuple[Any, ...], list[int]] = {}
+        self._chances: dict[tuple[Any, ...], float] = {}
 
     @torch.inference_mode()
     def text(self, prompt_ids: list[int], params: SamplingParams, seed: int) -> list[int]:
         """The new tokens of ``generate``, with its loop, caches and masks; noise is added to its scores."""
-        key = (
-            *prompt_ids,
-            None,
-            params.temperature,
-            params.max_new_tokens,
-            seed if params.temperature else 0,
-        )
+        key = _key(prompt_ids, params, seed)
         if key not in self._texts:
             input_ids = torch.tensor([prompt_ids])
             written = self.model.generate(
@@ -109,12 +101,18 @@ class Transformers:
             self._texts[key] = written[0, len(prompt_ids) :].tolist()
         return self._texts[key]
 
-    @torch.inference_mode()
-    def logits(self, prompt_ids: list[int], token_ids: list[int]) -> torch.Tensor:
-        """float32 [tokens, vocab]: one plain pass over prompt and text."""
-        every = torch.tensor([prompt_ids + token_ids[:-1]])
-        found: torch.Tensor = self.model(every, use_cache=False, logits_to_keep=len(token_ids)).logits
-        return found[0, -len(token_ids) :].float()
+    def chance_to_part(self, prompt_ids: list[int], params: SamplingParams, seed: int) -> float:
+        """That rounding alone makes another text part from this one."""
+        key = _key(prompt_ids, params, seed)
+        if key not in self._chances:
+            text = self.text(prompt_ids, params, seed)
+            self._chances[key] = self.judge.check(prompt_ids, text, params, seed).chance
+        return self._chances[key]
+
+
+def _key(prompt_ids: list[int], params: SamplingParams, seed: int) -> tuple[Any, ...]:
+    """What a text depends on."""
+    return *prompt_ids, params.temperature, params.max_new_tokens, seed if params.temperature else None
 
 
 class _Noise:
@@ -149,10 +147,6 @@ class Checker:
         self.reference = Transformers(folder, dtype)
 
     @cached_property
-    def _precise(self) -> Transformers:
-        return self.reference if self.dtype == "float32" else Transformers(self.folder, "float32")
-
-    @cached_property
     def prompt_ids(self) -> list[list[int]]:
         return [list(self.reference.tokenizer(prompt)["input_ids"]) for prompt in self.prompts]
 
@@ -176,84 +170,63 @@ class Checker:
         gc.collect()
 
     def _scores(self, language_model: LanguageModel, forward: str) -> Finding:
-        """Trees along the text of transformers: how far are the scores of this forward from it?"""
+        """Chains along the text of transformers: how far are the scores of this forward from wider ones?"""
         prompt_ids = self.prompt_ids[0]
-        token_ids = self.reference.text(prompt_ids, self._params, 0)
-        precise = self._precise.logits(prompt_ids, token_ids)
-        own = scores_along(language_model.target, prompt_ids, token_ids)
-        error = _rms(own - precise)
+        text = self.reference.text(prompt_ids, self._params, 0)
+        judged = self.reference.judge.judge(prompt_ids, text[:-1], len(text))
+        own = replayed(language_model.target, _ROWS)(prompt_ids, text[:-1], len(text))
+        error = _rms(own - judged.precise)
         if self.dtype == "float32":
-            allowed = _EXACT_NOISE * float(precise.std(-1).mean())
+            allowed = _EXACT_NOISE * float(judged.precise.std(-1).mean())
         else:
-            allowed = _MOST_NOISE * _rms(self.reference.logits(prompt_ids, token_ids) - precise)
+            allowed = _MOST_NOISE * _rms(judged.rounded - judged.precise)
         mode = language_model.target.probe.mode
         case = Case(self.dtype, forward, "scores", f"mode {mode}", 1)
         problem = (
-            "" if error <= allowed else f"scores are {error:.3g} from float32's, {allowed:.3g} is allowed"
+            "" if error <= allowed else f"scores are off by {error:.3g}, rounding explains {allowed:.3g}"
         )
-        return Finding(case, 0, 0, error / allowed * _ROUNDING_UNITS, problem)
+        return Finding(case, 0, 0, error / allowed, problem)
 
     def _finding(self, language_model: LanguageModel, case: Case) -> Finding:
         params = replace(self._params, temperature=SAMPLINGS[case.sampling], seed=7)
-        num_same, worst = 0, 0.0
-        groups = [self.prompt_ids[at : at + case.batch] for at in range(0, len(self.prompt_ids), case.batch)]
+        found: list[Agreement] = []
+        chances: list[float] = []
         try:
-            for prompts in groups:
+            for at in range(0, len(self.prompt_ids), case.batch):
+                prompts = self.prompt_ids[at : at + case.batch]
                 outputs = language_model.generate(
                     prompts, params, drafter=case.drafter, batch_size=case.batch
                 )
                 for prompt_ids, output in zip(prompts, outputs, strict=True):
-                    gap = self._gap(prompt_ids, output.token_ids, params, output.seed)
-                    num_same += gap is None
-                    worst = max(worst, gap or 0.0)
+                    expected = self.reference.text(prompt_ids, params, output.seed)
+                    chances.append(self.reference.chance_to_part(prompt_ids, params, output.seed))
+                    agreement = compare(
+                        prompt_ids,
+                        expected,
+                        output.token_ids,
+                        judge=self.reference.judge,
+                        params=params,
+                        seed=output.seed,
+                    )
+                    found.append(agreement)
         except HastenError as error:
-            return Finding(case, len(self.prompt_ids), num_same, worst, f"{type(error).__name__}: {error}")
-        total = len(self.prompt_ids)
+            return Finding(case, len(self.prompt_ids), 0, 0.0, f"{type(error).__name__}: {error}")
+        return _summed_up(case, found, most_partings(chances))
+
+
+def _summed_up(case: Case, found: list[Agreement], most: float) -> Finding:
+    num_same = sum(agreement.verdict == "same" for agreement in found)
+    num_parted = len(found) - num_same
+    worst = max((each.gap / each.noise for each in found if each.noise), default=0.0)
+    problem = ""
+    wrong = next((each for each in found if each.verdict == "different"), None)
+    if wrong is not None:
         problem = (
-            "" if worst <= _ROUNDING_UNITS else f"a token is {worst:.3g} units of rounding from the best"
+            f"token {wrong.position} is {wrong.gap:.3g} from the best, rounding explains {wrong.noise:.3g}"
         )
-        if not problem and self.dtype == "float32" and num_same < _MOST_PARTED * total:
-            problem = f"{total - num_same} of {total} texts part in float32"
-        return Finding(case, total, num_same, worst, problem)
-
-    def _gap(
-        self, prompt_ids: list[int], token_ids: list[int], params: SamplingParams, seed: int
-    ) -> float | None:
-        """None for the text of transformers; else how far its tokens are from the best ones."""
-        expected = self.reference.text(prompt_ids, params, seed)
-        if token_ids == expected:
-            return None
-        parted = next(
-            (at for at, pair in enumerate(zip(expected, token_ids, strict=False)) if pair[0] != pair[1]), None
-        )
-        if parted is None:
-            return float("inf")  # one ends where the other goes on
-        coarse, precise = (one.logits(prompt_ids, token_ids) for one in (self.reference, self._precise))
-        sampler = Sampler(params, seed)
-        worst = 0.0
-        for at in range(parted, len(token_ids)):
-            before = [*prompt_ids, *token_ids[:at]]
-            unit = max(_rms(coarse[at] - precise[at]), _EXACT_NOISE * float(precise[at].std()))
-            scores = [sampler.scores(one[at], before) for one in (coarse, precise)]
-            gap = max(float(one.max() - one[token_ids[at]]) for one in scores)
-            worst = max(worst, gap * (params.temperature or 1.0) / unit)
-        return worst
-
-
-def scores_along(target: Target, prompt_ids: list[int], token_ids: list[int]) -> torch.Tensor:
-    """float32 [tokens, vocab]: logits over a known text, in draft chains of 8 rows as decoding has them."""
-    session = target.open()
-    session.prefill([prompt_ids])
-    found = []
-    done = 0
-    while done < len(token_ids):
-        known = token_ids[done : done + _ROWS]
-        tree = session.fit(DraftTree.chain(known[:-1]))
-        found.append(session.forward([tree])[0][: len(tree) + 1].float().clone())
-        gained = known[: len(tree) + 1]
-        session.keep([Acceptance(list(range(len(tree))), gained)])
-        done += len(gained)
-    return torch.cat(found)[: len(token_ids)]
+    elif num_parted > most:
+        problem = f"{num_parted} of {len(found)} texts part, rounding explains {most:.1f}"
+    return Finding(case, len(found), num_same, worst, problem)
 
 
 def _rms(difference: torch.Tensor) -> float:

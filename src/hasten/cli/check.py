@@ -57,6 +57,6 @@ def _show(console: Console, finding: Finding) -> None:
     verdict = f"[red]WRONG: {finding.problem}[/red]" if finding.problem else "ok"
     console.print(
         f"{case.dtype:9} {case.forward:9} {case.drafter:16} {case.sampling:10} batch {case.batch}  "
-        f"{texts:15} {finding.worst_gap:6.2f}  {verdict}",
+        f"{texts:15} {finding.worst:6.2f}  {verdict}",
         no_wrap=True,
     )
