@@ -11,7 +11,7 @@ import hasten
 from conftest import build_model
 from hasten.core import SamplingParams
 from hasten.drafters import AUTO, DRAFTERS
-from hasten.drafters.store import load_store, save_store
+from hasten.drafters.store import forget_store, load_store, read_store, save_store
 from hasten.engine import LanguageModel
 from hasten.errors import IncompatibleModels, StoreError
 from hasten.models.causal_lm import CausalLM
@@ -123,6 +123,10 @@ def test_a_foreign_safetensors_file_is_refused(models, tmp_path):
 WRONG = {
     "negative": lambda value: np.full_like(value, -5),
     "huge": lambda value: np.full_like(value, 2**31 - 1),
+    "too large for the vocabulary": lambda value: (
+        np.zeros_like(value) + 97 if value.dtype.kind == "i" else value + 97
+    ),
+    "62 bits": lambda value: value.astype(np.int64) * 0 + 2**62,
     "shorter": lambda value: value[: len(value) // 2],
     "another shape": lambda value: value[None],
     "not finite": lambda value: np.full(value.shape, np.nan),
@@ -205,3 +209,53 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         save_store(tmp_path / "file" / "store", Broken(), "tokenizer")
     with pytest.raises(StoreError):
         load_store(tmp_path, Broken(), "tokenizer")
+
+
+def test_token_ids_outside_the_vocabulary_are_refused_whatever_the_drafter_says(tmp_path):
+    """Such a store crashed every call after it was loaded."""
+
+    class Trusting:
+        name = "trusting"
+
+        def __init__(self, token_ids):
+            self._token_ids = token_ids
+
+        def state(self):
+            return {"token_ids": np.array(self._token_ids)}
+
+        def restore(self, state):
+            self._token_ids = state["token_ids"].tolist()
+
+    for wrong in (2**62, 97, -2):
+        save_store(tmp_path / "store", Trusting([0, wrong]), "tokenizer")
+        with pytest.raises(StoreError, match="outside the vocabulary of 97 tokens"):
+            load_store(tmp_path / "store", Trusting([]), "tokenizer", 97)
+    save_store(tmp_path / "store", Trusting([0, 96, -1]), "tokenizer")
+    load_store(tmp_path / "store", drafter := Trusting([]), "tokenizer", 97)
+    assert drafter.state()["token_ids"].tolist() == [0, 96, -1]
+
+
+def test_forgetting_leaves_nothing_of_a_prompt(models):
+    lm, fresh = taught(models), models()
+    lm.forget()
+    for key, value in fresh.drafter("auto").state().items():
+        assert np.array_equal(value, lm.drafter("auto").state()[key]), key
+    first = fresh.generate(PROMPT, PARAMS, drafter="auto", num_draft_tokens=12)
+    again = lm.generate(PROMPT, PARAMS, drafter="auto", num_draft_tokens=12)
+    assert (first.token_ids, first.stats.num_steps) == (again.token_ids, again.stats.num_steps)
+
+
+def test_what_is_in_a_store(models, tmp_path):
+    lm = taught(models)
+    lm.save_store(tmp_path / "store", "auto")
+    found = read_store(tmp_path / "store")
+    assert (found.drafter, found.tokenizer) == ("auto", lm.fingerprint)
+    text = lm.generate(PROMPT, PARAMS, drafter="off").token_ids
+    assert text in found.texts()
+    (tmp_path / "link").symlink_to(tmp_path / "store")
+    forget_store(tmp_path / "link")
+    assert not (tmp_path / "store").exists()
+    (tmp_path / "thesis").write_text("years of work")
+    with pytest.raises(StoreError, match="not a readable store"):
+        forget_store(tmp_path / "thesis")
+    assert (tmp_path / "thesis").exists()

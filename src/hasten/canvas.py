@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.errors import ConfigError, ModelError, PromptError
+from hasten.files import write_text
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +92,7 @@ class DenoiserSpec:
     def save(self, folder: Path) -> None:
         """Write the spec file into a model folder."""
         text = json.dumps(asdict(self), indent=2) + "\n"
-        (folder / SPEC_FILE).write_text(text, encoding="utf-8")
+        write_text(folder / SPEC_FILE, text, "facts of the denoiser")
 
     def changed(self, text: str) -> DenoiserSpec:
         """With values of a text such as "mask_id=1,attention=full". Raises ConfigError."""

@@ -283,7 +283,15 @@ class LanguageModel:
 
     def load_store(self, path: str | os.PathLike[str], drafter: str | None = None) -> None:
         """Replace what a drafter learnt by a saved store. Raises StoreError, IncompatibleModels."""
-        load_store(path, self.drafter(drafter), self.fingerprint)
+        load_store(path, self.drafter(drafter), self.fingerprint, self.target.vocab_size)
+
+    def forget(self) -> None:
+        """Drop everything that drafters kept of prompts and texts so far; the next call starts as the first.
+
+        Saved stores stay (``hasten store FILE --forget``), and so does what a Drafter object of yours learnt.
+        """
+        self._drafters.clear()
+        self._policies.clear()
 
     @property
     def fingerprint(self) -> str:

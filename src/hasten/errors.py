@@ -6,6 +6,7 @@ HastenError
 ├── ModelError           a model cannot be loaded or gives unusable output (NaN logits)
 ├── IncompatibleModels   two models or a store and a model do not share a vocabulary
 ├── StoreError           a drafter store cannot be read or written
+│   └── WriteError       a file cannot be written: no such place, no permission, a full disk
 └── MissingExtra         an optional dependency is not installed
 
 GenerationInterrupted    Ctrl-C while writing (a KeyboardInterrupt); carries what was written so far
@@ -39,6 +40,10 @@ class IncompatibleModels(HastenError, ValueError):
 
 class StoreError(HastenError):
     """A drafter store that cannot be read or written."""
+
+
+class WriteError(StoreError):
+    """A file that was asked for cannot be written; what was there before is still there."""
 
 
 class MissingExtra(HastenError, ImportError):

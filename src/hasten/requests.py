@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hasten.core import DecodeStats, FinishReason, Guarantee, SamplingParams, Sequence, prompt_seeds
 from hasten.detokenising import Detokeniser
 from hasten.errors import ConfigError, PromptError
+from hasten.files import require_characters
 from hasten.models.seq2seq_lm import Seq2SeqLM
 from hasten.models.target import Target
 from hasten.sampling import Sampler
@@ -188,6 +189,7 @@ class Requests:
                 raise PromptError(
                     "the prompt is empty; to start from nothing, give the token id of a start token"
                 )
+            require_characters(prompt, "the prompt")
             prompt = self.tokenizer(prompt, **options)["input_ids"]
         return prompt_ids(prompt, PromptError)
 

@@ -47,12 +47,12 @@ def test_formats(tmp_path: Path, row: dict[str, Any], turns: tuple[str, ...], is
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2: not JSON"),
-        ("[1]", "line 2: list is not an object"),
-        ('{"answer": 4}', "line 2: none of turns"),
-        ('{"prompt": ""}', "line 2: every prompt"),
-        ('{"prompt": 7}', "line 2: every prompt"),
-        ('{"turns": []}', "line 2: every prompt"),
+        ("{", ":2 is not JSON"),
+        ("[1]", ":2: list is not an object"),
+        ('{"answer": 4}', ":2: none of turns"),
+        ('{"prompt": ""}', ":2: every prompt"),
+        ('{"prompt": 7}', ":2: every prompt"),
+        ('{"turns": []}', ":2: every prompt"),
     ],
 )
 def test_mistakes_name_their_line(tmp_path: Path, line: str, message: str) -> None:
@@ -63,13 +63,13 @@ def test_mistakes_name_their_line(tmp_path: Path, line: str, message: str) -> No
 
 
 def test_missing_empty_and_binary_files(tmp_path: Path) -> None:
-    with pytest.raises(PromptError, match="cannot read prompts"):
+    with pytest.raises(PromptError, match=r"cannot read prompts|not UTF-8"):
         load_prompt_set(str(tmp_path / "nothing.jsonl"), 100)
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(PromptError, match="holds no prompts"):
         load_prompt_set(str(tmp_path / "empty.jsonl"), 100)
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(PromptError, match="cannot read prompts"):
+    with pytest.raises(PromptError, match=r"cannot read prompts|not UTF-8"):
         load_prompt_set(str(tmp_path / "binary.jsonl"), 100)
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
 
+from hasten.drafters import corpus_index
 from hasten.drafters.corpus_index import CorpusIndex, Match, open_index, write_index
 from hasten.drafters.corpus_texts import find_files, tokenised
 from hasten.drafters.suffix_array import DEPTH, SEPARATOR, sort_suffixes
@@ -178,6 +182,11 @@ def _truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-4])
 
 
+def array(store: Path, name: str) -> Path:
+    [file] = store.glob(f"{name}-*.npy")
+    return file
+
+
 def _rewrite(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
@@ -185,13 +194,16 @@ def _rewrite(path: Path, **changes: object) -> None:
 DAMAGE = {
     "no folder": (lambda store: store.rename(store.parent / "elsewhere"), "no corpus index"),
     "no manifest": (lambda store: (store / "manifest.json").unlink(), "no corpus index"),
-    "no array": (lambda store: (store / "suffixes.npy").unlink(), "damaged"),
-    "empty array": (lambda store: (store / "tokens.npy").write_bytes(b""), "damaged"),
-    "short array": (lambda store: _truncate(store / "tokens.npy"), "damaged"),
-    "foreign array": (lambda store: np.save(store / "tokens.npy", np.zeros(9)), "damaged.*int32"),
-    "pickle": (lambda store: np.save(store / "tokens.npy", np.array([{}]), allow_pickle=True), "damaged"),
-    "longer array": (lambda store: np.save(store / "suffixes.npy", np.zeros(4, np.int32)), "damaged"),
-    "falling starts": (lambda store: np.save(store / "starts.npy", np.array([0, 2, 1, 3, 3])), "rise from 0"),
+    "no array": (lambda store: (array(store, "suffixes")).unlink(), "damaged"),
+    "empty array": (lambda store: (array(store, "tokens")).write_bytes(b""), "damaged"),
+    "short array": (lambda store: _truncate(array(store, "tokens")), "damaged"),
+    "foreign array": (lambda store: np.save(array(store, "tokens"), np.zeros(9)), "damaged.*int32"),
+    "pickle": (lambda store: np.save(array(store, "tokens"), np.array([{}]), allow_pickle=True), "damaged"),
+    "longer array": (lambda store: np.save(array(store, "suffixes"), np.zeros(4, np.int32)), "damaged"),
+    "falling starts": (
+        lambda store: np.save(array(store, "starts"), np.array([0, 2, 1, 3, 3])),
+        "rise from 0",
+    ),
     "not JSON": (lambda store: (store / "manifest.json").write_text("{"), "damaged"),
     "not an object": (lambda store: (store / "manifest.json").write_text("[]"), "damaged"),
     "wrong type": (lambda store: _rewrite(store / "manifest.json", num_tokens="3"), "damaged"),
@@ -216,7 +228,7 @@ def test_a_damaged_store_is_an_error_with_the_remedy(tmp_path, damage):
 def test_wrong_positions_are_never_read(tmp_path):
     """A damage that lengths do not show must not reach outside of the arrays."""
     made(tmp_path / "store", [[1, 2, 3, 4]])
-    np.save(tmp_path / "store" / "suffixes.npy", np.array([2**31 - 1, -(2**31), -9, 10**9], np.int32))
+    np.save(array(tmp_path / "store", "suffixes"), np.array([2**31 - 1, -(2**31), -9, 10**9], np.int32))
     index = open_index(tmp_path / "store", NAME)
     assert index.longest_match(np.array([1, 2]), 1, 16) is None
     assert index.continuations(Match(1, 0, 4), 3, 9).tolist() == [[SEPARATOR] * 3] * 4
@@ -245,18 +257,55 @@ def test_an_interrupt_while_sorting_or_replacing_keeps_the_old_store(tmp_path, m
 
     with pytest.raises(KeyboardInterrupt):
         write_index(tmp_path / "store", [np.arange(1000)], NAME, interrupt)
-    rename = Path.rename
-
-    def rename_once(self: Path, target: Path) -> Path:
-        if self.suffix == ".new":
-            raise KeyboardInterrupt
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", rename_once)
-    with pytest.raises(KeyboardInterrupt):
-        write_index(tmp_path / "store", [np.arange(1000)], NAME)
+    with monkeypatch.context() as patched:
+        patched.setattr("hasten.drafters.corpus_index.write_text", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            write_index(tmp_path / "store", [np.arange(1000)], NAME)
+    assert len(list((tmp_path / "store").iterdir())) == 4
     assert [file.name for file in tmp_path.iterdir()] == ["store"]
     assert open_index(tmp_path / "store", NAME).manifest.num_tokens == 3
+
+
+def killed(store: Path, at: int) -> bool:
+    """Replace the store in a process that dies at its n-th touch of a file there; whether it died."""
+    if child := os.fork():
+        return os.waitpid(child, 0)[1] != 0
+    touches = itertools.count(1)
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        touched = event in {"open", "os.rename", "os.remove"} and str(store) in str(arguments[0])
+        if touched and next(touches) == at:
+            os._exit(9)
+
+    sys.addaudithook(hook)
+    write_index(store, [np.arange(7)], NAME)
+    os._exit(0)
+
+
+def test_a_run_killed_anywhere_leaves_the_old_store_or_the_new_one(tmp_path):
+    store, found, at, died = tmp_path / "store", [], 0, True
+    while died:
+        at += 1
+        made(store, [[1, 2, 3]])
+        died = killed(store, at)
+        found.append(open_index(store, NAME).manifest.num_tokens)
+    assert found == sorted(found)
+    assert set(found) == {3, 7}
+    for file in store.iterdir():
+        os.utime(file, (0, 0))
+    made(store, [[1, 2, 3]])
+    assert len(list(store.iterdir())) == 4  # what the killed runs left is gone
+
+
+def test_a_store_that_is_replaced_while_it_is_opened_is_read(tmp_path, monkeypatch):
+    made(tmp_path / "store", [[1, 2, 3]])
+    read = corpus_index._read_manifest
+    manifests = [read(tmp_path / "store")]
+    made(tmp_path / "store", [[1, 2, 3, 4]])
+    monkeypatch.setattr(
+        corpus_index, "_read_manifest", lambda folder: manifests.pop() if manifests else read(folder)
+    )
+    assert open_index(tmp_path / "store", NAME).manifest.num_tokens == 4
 
 
 def test_a_store_is_replaced_and_nothing_else_is(tmp_path):

@@ -47,10 +47,10 @@ def test_records_are_rendered(record: dict[str, str], document: str, tmp_path: P
     ("name", "text", "message"),
     [
         ("a.jsonl", '{"text": "a"}\n{"txt": "b"}\n', r"a\.jsonl:2 has the keys txt; known are text"),
-        ("a.jsonl", "{\n", "is not jsonl"),
+        ("a.jsonl", "{\n", ":1 is not JSON"),
         ("a.json", '{"text": "a"}', "must be a JSON list"),
         ("a.json", '[{"text": 3}]', "record 1 is not an object of strings"),
-        ("missing.txt", None, "cannot be read"),
+        ("missing.txt", None, "cannot read .*No such file"),
     ],
 )
 def test_unreadable_files_are_named(name: str, text: str | None, message: str, tmp_path: Path) -> None:

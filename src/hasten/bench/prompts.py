@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hasten.errors import ConfigError, PromptError
+from hasten.files import read_json_lines, require_characters
 
 BUNDLED_PROMPTS: tuple[str, ...] = ("demo", "repeat")
 """Names that stand for a file of this package."""
@@ -58,18 +58,12 @@ def load_prompt_set(source: str, vocab_size: int) -> PromptSet:
     path = Path(source)
     if source in BUNDLED_PROMPTS and not path.exists():
         path = Path(str(files("hasten.bench") / "prompts" / f"{source}.jsonl"))
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as problem:
+    if not path.exists():
         raise PromptError(
-            f"cannot read prompts from {source!r} ({problem}); give a .jsonl file, "
+            f"cannot read prompts from {source!r} (no such file); give a .jsonl file, "
             f"{', '.join(BUNDLED_PROMPTS)}, or random:N"
-        ) from problem
-    conversations = [
-        _parse_line(line, f"{source}, line {number}")
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
+        )
+    conversations = [_conversation(row, place) for place, row in read_json_lines(path)]
     if not conversations:
         raise PromptError(f"{source} holds no prompts; write one JSON object a line")
     return PromptSet(path.stem, tuple(conversations))
@@ -101,6 +95,7 @@ def chat_prompt(tokenizer: Any, messages: AbstractSequence[dict[str, str]]) -> s
     """The prompt for the assistant's next answer, by the tokenizer's chat template where it has one."""
     if getattr(tokenizer, "chat_template", None):
         text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        require_characters(text, "the conversation")
         # The template writes the special tokens itself; the tokenizer would add them a second time.
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     names = {"user": "User", "assistant": "Assistant"}
@@ -123,11 +118,7 @@ def _random_prompts(source: str, vocab_size: int) -> PromptSet:
     return PromptSet("random", tuple(Conversation((), False, "random", tuple(row)) for row in token_ids))
 
 
-def _parse_line(line: str, place: str) -> Conversation:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as problem:
-        raise PromptError(f"{place}: not JSON ({problem.msg}); write one JSON object a line") from problem
+def _conversation(row: Any, place: str) -> Conversation:
     if not isinstance(row, dict):
         raise PromptError(f"{place}: {type(row).__name__} is not an object; write one JSON object a line")
     turns, is_chat = _turns(row, place)

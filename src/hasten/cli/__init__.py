@@ -5,6 +5,7 @@ Heavy imports wait inside the commands, so that ``hasten --help`` answers at onc
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import typer
@@ -15,6 +16,7 @@ from hasten.cli.autocomplete import autocomplete
 from hasten.cli.bench import bench
 from hasten.cli.chat import chat
 from hasten.cli.check import check
+from hasten.cli.console import FAILED, finish_output, prepare_streams, report
 from hasten.cli.demo import demo
 from hasten.cli.export import export
 from hasten.cli.generate import generate
@@ -22,10 +24,12 @@ from hasten.cli.index import index
 from hasten.cli.infill import infill
 from hasten.cli.info import info, systems
 from hasten.cli.parallelbench import parallelbench
+from hasten.cli.store import store
 from hasten.cli.train import train_app
 from hasten.cli.verify_lab import verify_lab
-from hasten.errors import HastenError
+from hasten.errors import HastenError, WriteError
 
+WRONG_INPUT = 2
 INTERRUPTED = 130
 """What a shell expects of a program that Ctrl-C ended."""
 
@@ -38,7 +42,7 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except HastenError as problem:
             typer.echo(f"error: {problem}", err=True)
-            raise typer.Exit(2) from None
+            raise typer.Exit(FAILED if isinstance(problem, WriteError) else WRONG_INPUT) from None
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
 
@@ -62,6 +66,7 @@ app.command()(bench)
 app.command()(check)
 app.command()(parallelbench)
 app.command()(index)
+app.command()(store)
 app.command()(export)
 app.command()(verify_lab)
 app.add_typer(train_app, name="train", help="Train small models on text files.")
@@ -82,4 +87,12 @@ def _options(
 
 def main() -> None:
     """The entry point."""
-    app()
+    prepare_streams()
+    code: Any = 0
+    try:
+        app()
+    except SystemExit as ended:
+        code = ended.code
+    except OSError as problem:
+        code = report(problem)
+    sys.exit(finish_output() or code)

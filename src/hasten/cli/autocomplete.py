@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hasten.cli import options
-from hasten.errors import ConfigError, PromptError
+from hasten.cli.console import print_json
+from hasten.errors import ConfigError
+from hasten.files import read_text
 
 if TYPE_CHECKING:
     from hasten.engine import LanguageModel
@@ -41,7 +42,7 @@ def autocomplete(
     ngrams = _learn(corpus, language_model) if corpus else None
     for completion in language_model.autocomplete(prompt, k=k, max_new_tokens=max_new_tokens, ngrams=ngrams):
         if as_json:
-            typer.echo(json.dumps(dataclasses.asdict(completion), ensure_ascii=False))
+            print_json(dataclasses.asdict(completion))
         else:
             typer.echo(repr(completion.text))
 
@@ -51,9 +52,5 @@ def _learn(files: list[Path], language_model: LanguageModel) -> NgramTables:
 
     tables = NgramTables()
     for path in files:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as problem:
-            raise PromptError(f"cannot read {str(path)!r} ({problem}); give a text file") from problem
-        tables.learn(language_model.tokenizer(text)["input_ids"])
+        tables.learn(language_model.tokenizer(read_text(path))["input_ids"])
     return tables

@@ -13,8 +13,8 @@ from rich.progress import Progress
 
 from hasten.cli import options
 from hasten.cli.bench_canvases import bench_canvases
-from hasten.cli.options import require_writable
 from hasten.errors import ConfigError
+from hasten.files import require_writable, write_text
 
 if TYPE_CHECKING:
     from hasten.bench.models import OpenModel
@@ -204,7 +204,8 @@ def _measure(
     benchmark = Benchmark(opened, config, programs)
     for name, reason in benchmark.skipped.items():
         typer.echo(f"{name} is left out: {reason}", err=True)
-    require_writable(json_file)
+    if json_file is not None:
+        require_writable(json_file, "report")
     stock_ms = programs.stock_passes(ROWS) if config.baselines else None
     limit = measure_limit(opened, stock_ms).as_json()
     try:
@@ -258,8 +259,8 @@ def _report(
             typer.echo(f"{one.name}: {num_left_out} prompts do not fit into the context and were left out")
         _explain_batches(one.name, benchmark)
     if json_file is not None:
-        json_file.write_text(
-            json.dumps({"conditions": conditions, "records": records}, indent=2) + "\n", encoding="utf-8"
+        write_text(
+            json_file, json.dumps({"conditions": conditions, "records": records}, indent=2) + "\n", "report"
         )
     return records
 

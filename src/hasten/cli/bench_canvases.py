@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from hasten.cli import options
+from hasten.files import require_writable, write_text
 
 if TYPE_CHECKING:
     from hasten.bench.canvases import CanvasBenchmark
@@ -43,7 +44,8 @@ def bench_canvases(
 
     options.set_threads(threads)
     options.quiet_loading()
-    options.require_writable(json_file)
+    if json_file is not None:
+        require_writable(json_file, "report")
     opened = load_diffusion(model, **loading)  # type: ignore[arg-type]
     config = CanvasBenchConfig(
         methods=expand_methods(methods, opened, canvas_sizes, lambda line: typer.echo(line, err=True)),
@@ -88,5 +90,5 @@ def _report(model: str, benchmark: CanvasBenchmark, json_file: Path | None) -> l
     print_canvas_report(Console(), conditions, records)
     if json_file is not None:
         text = json.dumps({"conditions": conditions, "records": records}, indent=2)
-        json_file.write_text(text + "\n", encoding="utf-8")
+        write_text(json_file, text + "\n", "report")
     return records

@@ -19,6 +19,7 @@ from hasten.cli.live import print_outputs
 from hasten.cli.options import quiet_loading
 from hasten.cli.prompt_files import read_prompts
 from hasten.errors import ConfigError, GenerationInterrupted
+from hasten.files import read_text, writing
 
 if TYPE_CHECKING:
     from hasten.core import SamplingParams
@@ -73,15 +74,12 @@ class ConstraintChoice:
         if self.regex is not None:
             return regex_constraint(self.regex, tokenizer)
         if self.json_schema is not None:
-            return json_schema_constraint(_read(self.json_schema), tokenizer)
-        return None if self.grammar is None else grammar_constraint(_read(self.grammar), tokenizer)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as problem:
-        raise ConfigError(f"cannot read {str(path)!r} ({problem})") from problem
+            return json_schema_constraint(read_text(self.json_schema, ConfigError), tokenizer)
+        return (
+            None
+            if self.grammar is None
+            else grammar_constraint(read_text(self.grammar, ConfigError), tokenizer)
+        )
 
 
 def write_canvases(
@@ -166,12 +164,8 @@ def traced(path: Path | None, model: DiffusionModel) -> Iterator[Trace | None]:
     if path is None:
         yield None
         return
-    try:
+    with writing(path, "trace"):
         file = path.open("w", encoding="utf-8")
-    except OSError as problem:
-        raise ConfigError(
-            f"cannot write the trace {str(path)!r} ({problem}); choose another file"
-        ) from problem
 
     def write(record: Record) -> None:
         tokens = None

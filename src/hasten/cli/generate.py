@@ -18,6 +18,7 @@ from hasten.cli.prompt_files import read_prompts
 from hasten.core import SamplingParams
 from hasten.detokenising import BROKEN, Detokeniser
 from hasten.errors import ConfigError, GenerationInterrupted, PromptError
+from hasten.files import require_writable
 
 if TYPE_CHECKING:
     from hasten.engine import LanguageModel
@@ -90,6 +91,8 @@ def generate(
         seed=seed,
         stop=tuple(stop or ()),
     )
+    if store is not None:
+        require_writable(store, "store")
     if bool(prompt) == bool(file):
         raise PromptError("give either --prompt TEXT or --file FILE")
     if is_denoiser(model, spec):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from hasten.cli import options
 from hasten.cli.canvases import ConstraintChoice, DiffusionChoice, as_dict, show, traced
+from hasten.cli.console import print_json
 from hasten.core import SamplingParams
 from hasten.errors import ConfigError
 
@@ -54,7 +54,7 @@ def infill(
     with traced(trace, diffusion) as tracer:
         if as_json:
             output = diffusion.infill(pieces, params, policy=policy, constraint=constraint, trace=tracer)
-            typer.echo(json.dumps(as_dict(template, output), ensure_ascii=False))
+            print_json(as_dict(template, output))
         else:
             show(
                 diffusion,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
+
+from hasten.cli.console import print_json
 
 if TYPE_CHECKING:
     from hasten.core import DecodeStats
@@ -98,7 +99,7 @@ def print_outputs(
     """Finished texts: each under a line of numbers, or with ``as_dict`` as one JSON object a line."""
     for index, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):
         if as_dict is not None:
-            typer.echo(json.dumps(as_dict(prompt, output), ensure_ascii=False))
+            print_json(as_dict(prompt, output))
         else:
             typer.secho(f"--- prompt {index + 1}: {summary(output)}", err=True, dim=True)
             typer.echo(output.text)

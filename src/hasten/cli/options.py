@@ -198,18 +198,6 @@ def set_threads(threads: int | None) -> None:
     torch.set_num_threads(threads)
 
 
-def require_writable(json_file: Path | None) -> None:
-    """Before the measurement: an hour's numbers must not be lost to a wrong folder. Raises ConfigError."""
-    if json_file is not None:
-        try:
-            json_file.parent.mkdir(parents=True, exist_ok=True)
-            json_file.touch()
-        except OSError as problem:
-            raise ConfigError(
-                f"cannot write {str(json_file)!r} ({problem}); choose another file"
-            ) from problem
-
-
 def require_default(context: typer.Context, names: set[str], what: str, model: str) -> None:
     """Raises ConfigError for an option that this kind of model would not hear."""
     for name in sorted(names):

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from hasten.cli import options
 from hasten.cli.bench import names
-from hasten.cli.options import require_writable
+from hasten.files import require_writable, write_text
 
 if TYPE_CHECKING:
     from hasten.bench.parallel import Point
@@ -51,7 +51,8 @@ def parallelbench(
     if plot is not None:
         require_plot(plot)
     for file in (plot, json_file):
-        require_writable(file)
+        if file is not None:
+            require_writable(file, "report")
     opened = load_diffusion(model, dtype=dtype, device=device)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("list tasks", total=None)
@@ -67,7 +68,7 @@ def parallelbench(
     Console().print(_table([point for point in points if point.task == "mean"], points, size, questions))
     if json_file is not None:
         text = json.dumps([point.as_dict() for point in points], indent=2)
-        json_file.write_text(text + "\n", encoding="utf-8")
+        write_text(json_file, text + "\n", "report")
     if plot is not None:
         draw_points(points, size, plot, f"{model}: lists of {size}, temperature {temperature:g}")
         typer.echo(f"drawn: {plot}")

@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from hasten.errors import PromptError
+from hasten.files import read_text
 
 
 def read_prompts(path: Path, tokenizer: Any, vocab_size: int) -> list[Any]:
     """The prompts of a .jsonl as for bench; any other file is one prompt. Raises PromptError."""
     if path.suffix != ".jsonl":
-        try:
-            return [path.read_text(encoding="utf-8")]
-        except (OSError, UnicodeDecodeError) as problem:
-            raise PromptError(f"cannot read {str(path)!r} ({problem}); give a text file") from problem
+        return [read_text(path)]
     from hasten.bench.prompts import chat_prompt, load_prompt_set
 
     prompts: list[Any] = []

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from hasten.errors import ConfigError
+from hasten.files import writing
 
 if TYPE_CHECKING:
     from hasten.decode import Gain, Step
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class TraceWriter:
     """A trace callback that writes to a file. Lines are written as steps end, so an interrupt loses none.
 
-    Raises ConfigError if the file cannot be written.
+    Raises WriteError if the file cannot be written.
     """
 
     def __init__(self, path: Path, language_model: LanguageModel) -> None:
@@ -25,12 +25,9 @@ class TraceWriter:
         self._num_steps = 0
         self._numbers: dict[int, int] = {}
         self._seen: list[object] = []  # keeps the sequences alive, so that no id is used twice
-        try:
+        self._path = path
+        with writing(path, "trace"):
             self._file = path.open("w", encoding="utf-8")
-        except OSError as problem:
-            raise ConfigError(
-                f"cannot write the trace {str(path)!r} ({problem}); choose another file"
-            ) from problem
 
     def __enter__(self) -> Self:
         return self
@@ -38,7 +35,8 @@ class TraceWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        self._file.close()
+        with writing(self._path, "trace"):
+            self._file.close()
 
     def __call__(self, step: Step) -> None:
         line = {
@@ -47,7 +45,8 @@ class TraceWriter:
             "sequences": [self._describe(gain) for gain in step.gains],
         }
         self._num_steps += 1
-        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        with writing(self._path, "trace"):
+            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def _describe(self, gain: Gain) -> dict[str, Any]:
         tree, written = gain.tree, gain.acceptance.token_ids

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hasten.errors import IncompatibleModels, StoreError
-from hasten.models.whole_file import write_whole
+from hasten.files import write_whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ import numpy as np
 from hasten.canvas import Block, Canvas, DenoiserSpec
 from hasten.diffusion.drawing import Noise
 from hasten.errors import ConfigError, PromptError
+from hasten.files import require_characters
 from hasten.values import prompt_ids, whole
 
 _GAP = re.compile(r"<gap:([^<>]*)>")
@@ -111,6 +112,7 @@ class CanvasReader:
             return self._checked(prompt_ids(text, PromptError))
         if self.tokenizer is None:
             raise PromptError("this model was loaded without a tokenizer: give token ids")
+        require_characters(text, "the prompt")
         token_ids: list[int] = self.tokenizer(text, add_special_tokens=is_first)["input_ids"]
         if self.spec.mask_id not in token_ids:
             return self._checked(token_ids)

@@ -1,8 +1,8 @@
 """A corpus of token ids on disk with its suffix array: where the last tokens stood before, and what followed.
 
-A folder of three arrays, mapped into memory and never read as a whole, and a manifest. Documents end with a
-separator that no token equals, so neither a match nor what followed it crosses documents. Knows token ids
-only.
+A folder of three arrays, mapped into memory and never read as a whole, and a manifest that names them, so
+that replacing this one file replaces the store. Documents end with a separator that no token equals, so
+neither a match nor what followed it crosses documents. Knows token ids only.
 """
 
 # ruff: noqa: PLR0917 - kernels take plain arrays one by one, which keeps their calls cheap
@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
-import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from hasten.drafters.suffix_array import DEPTH, SEPARATOR, Progress, Tokens, sort_suffixes
 from hasten.errors import IncompatibleModels, StoreError
+from hasten.files import remove_if_abandoned, write_array, write_text, writing
 
 Starts = NDArray[np.int64]
 
@@ -32,20 +33,24 @@ REMEDY = "make one with `hasten index FILES -o STORE`"
 MAX_TOKENS = 2**31 - 1
 """Positions and token ids are kept in 32 bits."""
 
-_FORMAT = "hasten-index-1"
+_FORMAT = "hasten-index-2"
 _MANIFEST = "manifest.json"
 _ARRAYS = {"tokens": np.int32, "suffixes": np.int32, "starts": np.int64}
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a store says about itself. ``depth``: suffixes are in order of so many tokens."""
+    """What a store says about itself. ``depth``: suffixes are in order of so many tokens.
+
+    ``mark`` is in the names of its arrays, no two stores have the same.
+    """
 
     tokenizer: str
     num_documents: int
     num_tokens: int
     num_ids: int
     """one more than the largest token id"""
+    mark: str
     depth: int = DEPTH
     format: str = _FORMAT
 
@@ -185,7 +190,12 @@ def open_index(path: str | os.PathLike[str], fingerprint: str) -> CorpusIndex:
             f"the index {str(folder)!r} was made with tokenizer {manifest.tokenizer!r}, this model has "
             f"{fingerprint!r}; make one with this model's: `hasten index FILES -o STORE --tokenizer MODEL`"
         )
-    arrays = {name: _read_array(folder, name, manifest.lengths[name]) for name in _ARRAYS}
+    try:
+        arrays = {name: _read_array(folder, name, manifest) for name in _ARRAYS}
+    except StoreError:
+        if _read_manifest(folder) == manifest:
+            raise
+        return open_index(path, fingerprint)  # replaced between the two
     starts = np.array(arrays["starts"])  # small, and looked at in every search
     if starts[0] != 0 or starts[-1] != manifest.num_tokens or (np.diff(starts) < 0).any():
         raise _damaged(folder, f"starts must rise from 0 to {manifest.num_tokens}")
@@ -199,26 +209,39 @@ def _read_manifest(folder: Path) -> Manifest:
         found = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
         raise _damaged(folder, str(problem)) from problem
-    expected = {name: type(value) for name, value in asdict(Manifest("", 0, 0, 0)).items()}
+    if isinstance(found, dict) and found.get("format") != _FORMAT:
+        raise StoreError(
+            f"the index {str(folder)!r} has format {found.get('format')!r}, this version reads "
+            f"{_FORMAT!r}; make it anew with `hasten index FILES -o STORE`"
+        )
+    expected = {name: type(value) for name, value in asdict(Manifest("", 0, 0, 0, "")).items()}
     if not isinstance(found, dict) or {name: type(value) for name, value in found.items()} != expected:
         raise _damaged(folder, f"{_MANIFEST} must have {', '.join(expected)}")
     manifest = Manifest(**found)
-    if manifest.format != _FORMAT or manifest.depth != DEPTH:
+    if manifest.depth != DEPTH:
         raise StoreError(
-            f"the index {str(folder)!r} has format {manifest.format!r} and depth {manifest.depth}, this "
-            f"version reads {_FORMAT!r} and {DEPTH}; make it anew with `hasten index FILES -o STORE`"
+            f"the index {str(folder)!r} has depth {manifest.depth}, this version reads {DEPTH}; make it anew "
+            "with `hasten index FILES -o STORE`"
         )
+    if not manifest.mark.isalnum():
+        raise _damaged(folder, f"mark {manifest.mark!r}")
     return manifest
 
 
-def _read_array(folder: Path, name: str, length: int) -> NDArray[Any]:
-    dtype = np.dtype(_ARRAYS[name])
+def _array_file(folder: Path, name: str, mark: str) -> Path:
+    return folder / f"{name}-{mark}.npy"
+
+
+def _read_array(folder: Path, name: str, manifest: Manifest) -> NDArray[Any]:
+    dtype, length = np.dtype(_ARRAYS[name]), manifest.lengths[name]
+    file = _array_file(folder, name, manifest.mark)
     try:
-        mapped = np.load(folder / f"{name}.npy", mmap_mode="r")
+        mapped = np.load(file, mmap_mode="r")
     except (OSError, ValueError, EOFError) as problem:
-        raise _damaged(folder, f"{name}.npy: {problem}") from problem
+        raise _damaged(folder, f"{file.name}: {problem}") from problem
     if mapped.dtype != dtype or mapped.shape != (length,):
-        raise _damaged(folder, f"{name}.npy must be {dtype} ({length},), found {mapped.dtype} {mapped.shape}")
+        found = f"{mapped.dtype} {mapped.shape}"
+        raise _damaged(folder, f"{file.name} must be {dtype} ({length},), found {found}")
     return np.asarray(mapped)
 
 
@@ -246,15 +269,29 @@ def write_index(
     Raises StoreError for a place that holds something else or cannot be written, and for documents without
     tokens or with more than MAX_TOKENS.
     """
-    target = Path(path)
-    with _new_folder(target) as folder:
-        tokens, num_documents = _join(documents)
-        suffixes, starts = sort_suffixes(tokens, on_progress)
-        manifest = Manifest(fingerprint, num_documents, len(suffixes), len(starts) - 1)
-        for name, array in (("tokens", tokens), ("suffixes", suffixes), ("starts", starts)):
-            np.save(folder / f"{name}.npy", array)
-        text = json.dumps(asdict(manifest), indent=2) + "\n"
-        (folder / _MANIFEST).write_text(text, encoding="utf-8")
+    folder = Path(path)
+    _require_place(folder)
+    was_there, replaced = folder.exists(), _mark_in(folder)
+    mark = secrets.token_hex(4)
+    with writing(folder, "index"):
+        folder.mkdir(exist_ok=True)
+        try:
+            tokens, num_documents = _join(documents)
+            suffixes, starts = sort_suffixes(tokens, on_progress)
+            manifest = Manifest(fingerprint, num_documents, len(suffixes), len(starts) - 1, mark)
+            for name, array in (("tokens", tokens), ("suffixes", suffixes), ("starts", starts)):
+                write_array(_array_file(folder, name, mark), array, "index")
+            write_text(folder / _MANIFEST, json.dumps(asdict(manifest), indent=2) + "\n", "index")
+        except BaseException:
+            _remove_arrays(folder, mark)
+            if not was_there:
+                with suppress(OSError):
+                    folder.rmdir()
+            raise
+        _remove_arrays(folder, replaced)
+        for file in folder.iterdir():
+            if mark not in file.name and file.name != _MANIFEST:
+                remove_if_abandoned(file)  # of a killed run
     return manifest
 
 
@@ -277,29 +314,28 @@ def _join(documents: Iterable[NDArray[np.integer]]) -> tuple[Tokens, int]:
     return np.concatenate([*parts, np.full(DEPTH, SEPARATOR, np.int32)]), num_documents
 
 
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder that takes the target's place when all went well, and is gone when not."""
-    is_store = (target / _MANIFEST).is_file() and (target / "suffixes.npy").is_file()
-    is_free = not target.exists() or (target.is_dir() and not any(target.iterdir()))
-    if not is_store and not is_free:
-        raise StoreError(f"{str(target)!r} is there already and is no index; choose another place")
-    mark = secrets.token_hex(4)
-    made = target.parent / f".{target.name}-{mark}.new"
-    replaced = target.parent / f".{target.name}-{mark}.old"
+def _require_place(folder: Path) -> None:
+    """Raises StoreError for a place with anything but an index in it, whole or of a killed run."""
+    if not folder.exists():
+        return
+    if not folder.is_dir() or not all(_is_ours(file) for file in folder.iterdir()):
+        raise StoreError(f"{str(folder)!r} is there already and is no index; choose another place")
+
+
+def _is_ours(file: Path) -> bool:
+    array = rf"(?:{'|'.join(_ARRAYS)})(?:-\w+)?\.npy"
+    return bool(re.fullmatch(rf"{_MANIFEST}|{array}|\.(?:{_MANIFEST}|{array})\..*", file.name))
+
+
+def _mark_in(folder: Path) -> str | None:
     try:
-        made.mkdir()
-        try:
-            yield made
-            if target.exists():
-                target.rename(replaced)
-            made.rename(target)
-        except BaseException:
-            if replaced.exists():
-                replaced.rename(target)
-            raise
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
-            shutil.rmtree(replaced, ignore_errors=True)
-    except OSError as problem:
-        raise StoreError(f"cannot write the index {str(target)!r}: {problem}") from problem
+        return _read_manifest(folder).mark
+    except StoreError:
+        return None  # none there, or one that cannot be read
+
+
+def _remove_arrays(folder: Path, mark: str | None) -> None:
+    """Who has them open goes on reading them."""
+    if mark is not None:
+        for name in _ARRAYS:
+            _array_file(folder, name, mark).unlink(missing_ok=True)

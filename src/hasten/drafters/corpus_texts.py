@@ -6,7 +6,6 @@ tokenised in pieces that end at line ends, so now and then a token there differs
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import TextIOWrapper
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from hasten.drafters.suffix_array import Progress
 from hasten.errors import ConfigError
+from hasten.files import parse_json
 
 SUFFIXES = (".jsonl", ".md", ".py", ".txt")
 """What is read of a folder; a file that is named itself may be called anything."""
@@ -132,13 +132,7 @@ def _lines(file: Path) -> Iterator[_Piece]:
         for number, line in enumerate(opened, start=1):
             if not line.strip():
                 continue
-            try:
-                record = json.loads(line)
-            except ValueError as problem:
-                raise ConfigError(
-                    f'{file}:{number} is not JSON ({problem}); write every line as {{"text": "..."}}, or '
-                    "leave the file out"
-                ) from problem
+            record = parse_json(line, f"{file}:{number}", ConfigError)
             text = record.get("text") if isinstance(record, dict) else None
             if not isinstance(text, str):
                 raise ConfigError(

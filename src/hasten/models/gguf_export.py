@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from hasten.errors import ConfigError, MissingExtra, ModelError
+from hasten.files import write_whole
 from hasten.models.gguf_vocabulary import write_vocabulary
-from hasten.models.whole_file import write_whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -32,6 +32,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from hasten.canvas import DenoiserSpec, Ids, Prediction, Query
 from hasten.errors import ConfigError, ModelError
+from hasten.files import write_whole, writing
 from hasten.models.attention import additive_mask
 
 POSITIONS_FILE = "sigma_positions.safetensors"
@@ -85,10 +86,14 @@ class SigmaGPT(nn.Module):
         return made.eval()
 
     def save(self, folder: Path) -> None:
-        """Write model, positions and spec; the tokenizer is its caller's."""
-        self.model.save_pretrained(folder)
+        """Write model, positions and spec; the tokenizer is its caller's. Raises WriteError."""
         tables = {"own": self.own.weight.detach(), "next": self.next.weight.detach()}
-        save_file({name: table.cpu().contiguous() for name, table in tables.items()}, folder / POSITIONS_FILE)
+        stored = {name: table.cpu().contiguous() for name, table in tables.items()}
+        with writing(folder, "model"):
+            self.model.save_pretrained(folder)
+        write_whole(
+            folder / POSITIONS_FILE, lambda temporary: save_file(stored, temporary), "position tables"
+        )
         self.spec.save(folder)
 
     @property

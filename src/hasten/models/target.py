@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from abc import ABC, abstractmethod
@@ -90,15 +91,26 @@ class Target(ABC):
             torch.cuda.synchronize(self.device)
 
     def measure_cost(
-        self, rows: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64), context: int = 256, repeats: int = 5
+        self,
+        rows: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64),
+        context: int = 256,
+        repeats: int = 5,
+        seconds: float = math.inf,
     ) -> dict[int, float]:
-        """Median milliseconds of one pass over 1 root and ``rows - 1`` draft nodes after a context."""
+        """Median milliseconds of one pass over 1 root and ``rows - 1`` draft nodes after a context.
+
+        Args:
+            seconds: after which no more passes begin; sizes that were not reached by then are left out.
+        """
+        start_of_all = time.perf_counter()
         context = min(context, (self.max_length or context + max(rows)) - max(rows) - 1)
         prompt = np.random.default_rng(0).integers(0, self.vocab_size, context).tolist()
         session = self.open()
         session.prefill([prompt])
         times: dict[int, list[float]] = {}
         for count in rows * (repeats + 1):
+            if times and time.perf_counter() - start_of_all > seconds:
+                break
             tree = session.fit(
                 DraftTree.chain([1 + node % (self.vocab_size - 1) for node in range(count - 1)])
             )
@@ -108,7 +120,7 @@ class Target(ABC):
                 self.synchronize()
                 times.setdefault(len(tree) + 1, []).append(1000 * (time.perf_counter() - start))
                 session.keep([Acceptance([], [prompt[-1]])])
-        return {count: statistics.median(values[1:]) for count, values in times.items()}
+        return {count: statistics.median(values[1:] or values) for count, values in times.items()}
 
 
 def check_token_ids(token_ids: list[int], vocab_size: int) -> None:

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from hasten.core import System
 from hasten.errors import IncompatibleModels, StoreError
-from hasten.models.whole_file import write_whole
+from hasten.files import write_whole
 
 SYSTEM = System(
     name="vocab-trim",

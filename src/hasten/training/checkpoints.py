@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hasten.errors import ConfigError, ModelError
+from hasten.files import writing
 
 _FORMAT = 1
 _WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
@@ -41,23 +42,27 @@ def latest_checkpoint(folder: Path) -> Path | None:
 def save_checkpoint(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: RunState
 ) -> None:
-    """Writes the newest checkpoint, then removes the older ones."""
+    """Writes the newest checkpoint, then removes the older ones. Raises WriteError."""
     final = folder / f"step-{state.step:08d}"
     temporary = folder / f"{final.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed here
-    temporary.mkdir(parents=True)
-    save_file(_parameters(model), temporary / _WEIGHTS)
-    save_file(_moments(model, optimizer), temporary / _OPTIMIZER)
     notes = {
         "format": _FORMAT,
         "step": state.step,
         "options": state.options,
         "corpus_fingerprint": state.corpus_fingerprint,
     }
-    (temporary / _STATE).write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")
-    if final.exists():
-        shutil.rmtree(final)
-    temporary.replace(final)
+    with writing(final, "checkpoint"):
+        try:
+            temporary.mkdir(parents=True)
+            save_file(_parameters(model), temporary / _WEIGHTS)
+            save_file(_moments(model, optimizer), temporary / _OPTIMIZER)
+            (temporary / _STATE).write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")
+            if final.exists():
+                shutil.rmtree(final)
+            temporary.replace(final)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     for older in folder.glob("step-????????"):
         if older != final:
             shutil.rmtree(older)

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from hasten.errors import ConfigError
+from hasten.files import parse_json, read_json_lines, read_text, write_array, write_text
 from hasten.training.tokenizer import END_OF_TEXT, text_encoder
 
 TokenArray = NDArray[np.int32]
@@ -36,37 +37,25 @@ def read_documents(path: Path) -> Iterator[str]:
 
     .json and .jsonl files hold records; any other file holds text with `<|endoftext|>` between documents.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"text file {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"text file {path} is not UTF-8 ({error.reason} at byte {error.start})") from error
     if path.suffix in (".json", ".jsonl"):
-        documents: Iterable[str] = (_render(record, where) for record, where in _records(path, text))
+        documents: Iterable[str] = (_render(record, where) for where, record in _records(path))
     else:
-        documents = text.split(END_OF_TEXT)
+        documents = read_text(path, ConfigError).split(END_OF_TEXT)
     for document in documents:
         if stripped := document.strip("\n"):
             yield stripped
 
 
-def _records(path: Path, text: str) -> Iterator[tuple[Any, str]]:
-    """Each record with the place an error message names."""
-    try:
-        if path.suffix == ".jsonl":
-            # Not splitlines(): JSON strings may hold U+2028, which is no line end here.
-            for number, line in enumerate(text.split("\n"), start=1):
-                if line.strip():
-                    yield json.loads(line), f"{path}:{number}"
-            return
-        records = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"text file {path} is not {path.suffix[1:]}: {error}") from error
+def _records(path: Path) -> Iterator[tuple[str, Any]]:
+    """Each record after the place an error message names."""
+    if path.suffix == ".jsonl":
+        yield from read_json_lines(path, ConfigError)
+        return
+    records = parse_json(read_text(path, ConfigError), str(path), ConfigError)
     if not isinstance(records, list):
         raise ConfigError(f"text file {path} must be a JSON list of records; make it one, or use .jsonl")
     for number, record in enumerate(records, start=1):
-        yield record, f"{path}, record {number}"
+        yield f"{path}, record {number}", record
 
 
 def _render(record: Any, where: str) -> str:
@@ -128,13 +117,9 @@ def load_corpus(
     array_path = folder / f"tokens-{fingerprint}.npy"
     notes_path = array_path.with_suffix(".json")
     if not notes_path.exists():  # written last, so the array beside it is whole
-        folder.mkdir(parents=True, exist_ok=True)
         token_ids, notes = _tokenise(paths, encoder, held_out_fraction)
-        with (temporary := array_path.with_suffix(".npy.tmp")).open("wb") as file:
-            np.save(file, token_ids, allow_pickle=False)
-        temporary.replace(array_path)
-        (temporary := notes_path.with_suffix(".json.tmp")).write_text(json.dumps(notes), encoding="utf-8")
-        temporary.replace(notes_path)
+        write_array(array_path, token_ids, "tokenised corpus")
+        write_text(notes_path, json.dumps(notes), "notes on the tokenised corpus")
     counts = json.loads(notes_path.read_text(encoding="utf-8"))
     token_ids = np.load(array_path, mmap_mode="r", allow_pickle=False)
     return Corpus(token_ids, fingerprint=fingerprint, **counts)

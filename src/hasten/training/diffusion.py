@@ -17,6 +17,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hasten.canvas import DenoiserSpec
 from hasten.errors import ConfigError, IncompatibleModels
+from hasten.files import write_text
 from hasten.training.cutting import cut
 from hasten.training.data import load_corpus
 from hasten.training.diffusion_certainty import TaughtRows, certainty_of_step
@@ -76,7 +77,7 @@ def train_diffusion_model(config: DiffusionConfig, progress: Progress | None = N
         "device": device.type,
         "versions": versions(),
     }
-    (output / "training.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_text(output / "training.json", json.dumps(report, indent=2) + "\n", "report")
     return output
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
+from hasten.files import write_whole
 from hasten.training.diffusion_objective import Denoising
 from hasten.training.diffusion_recipe import DiffusionConfig
 from hasten.training.diffusion_rows import Rows, RowSource
@@ -67,7 +68,6 @@ def _read_or_write(teacher: Denoising, source: RowSource, config: DiffusionConfi
     name = hashlib.blake2b(wanted.encode(), digest_size=12).hexdigest()
     path = folder / f"taught-{name}.safetensors"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         asked = source.prompts(config.teacher_answers)
         parts = zip(
             torch.split(asked.token_ids, config.batch_size),
@@ -75,9 +75,8 @@ def _read_or_write(teacher: Denoising, source: RowSource, config: DiffusionConfi
             strict=True,
         )
         written = torch.cat([write_greedily(teacher, Rows(*part)).token_ids for part in parts])
-        temporary = path.with_suffix(".tmp")
-        save_file({"token_ids": written, "is_canvas": asked.is_canvas}, temporary)
-        temporary.replace(path)
+        tensors = {"token_ids": written, "is_canvas": asked.is_canvas}
+        write_whole(path, lambda temporary: save_file(tensors, temporary), "teacher's answers")
     stored = load_file(path)
     return Rows(stored["token_ids"], stored["is_canvas"])
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from hasten.files import write_text
 from hasten.training.cutting import ExitLoss, agreements, cut, hidden_states_at
 from hasten.training.data import BatchSampler, Corpus, held_out_windows, load_corpus
 from hasten.training.loop import (
@@ -194,4 +195,4 @@ def _write_report(run: _Run, metrics: dict[str, float], output: Path) -> None:
         "device": run.device.type,
         "versions": versions(),
     }
-    (output / "training.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_text(output / "training.json", json.dumps(report, indent=2) + "\n", "report")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from hasten.errors import ConfigError, ModelError
+from hasten.files import writing
 from hasten.training.checkpoints import RunState, latest_checkpoint, load_tensors, read_state, save_checkpoint
 from hasten.training.data import read_documents
 from hasten.training.recipe import RunConfig
@@ -221,15 +223,18 @@ def build_optimizer(model: LlamaForCausalLM, config: RunConfig) -> torch.optim.O
 
 
 def export(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
-    """Writes the model in bfloat16 and its tokenizer, whole or not at all."""
+    """Writes the model in bfloat16 and its tokenizer, whole or not at all. Raises WriteError."""
     exported = copy.deepcopy(model)
     move(exported, torch.device("cpu"), torch.bfloat16)
     temporary = output / "export.tmp"
-    exported.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    for file in sorted(temporary.iterdir()):
-        file.replace(output / file.name)
-    temporary.rmdir()
+    with writing(output, "model"):
+        try:
+            exported.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+            for file in sorted(temporary.iterdir()):
+                file.replace(output / file.name)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def versions() -> dict[str, str]:

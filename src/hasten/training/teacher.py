@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 
 from hasten.errors import ConfigError, IncompatibleModels, ModelError
+from hasten.files import write_whole
 from hasten.models.weights import load_weights
 from hasten.training.data import Corpus, TokenArray
 from hasten.training.recipe import RunConfig, TrainingConfig
@@ -86,10 +87,13 @@ def teacher_rows(
     held_out = torch.empty(0, length, dtype=torch.long)
     if num_held_out:
         held_out = writer.write(_prompts(corpus.held_out, num_held_out, config), length, greedy_every=1)
-    temporary = path.with_suffix(".tmp.npz")
     as_stored = {"train": train.numpy().astype(np.int32), "held_out": held_out.numpy().astype(np.int32)}
-    np.savez(temporary, allow_pickle=False, wanted=np.array(wanted), **as_stored)
-    temporary.replace(path)
+
+    def write(temporary: str) -> None:
+        with open(temporary, "wb") as file:
+            np.savez(file, allow_pickle=False, wanted=np.array(wanted), **as_stored)
+
+    write_whole(path, write, "teacher's texts")
     return train, held_out
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hasten.errors import IncompatibleModels, StoreError
-from hasten.models.whole_file import write_whole
+from hasten.files import write_whole
 
 HEAD_FILE = "acceptance_head.safetensors"
 """Its name in the folder of its draft model."""
