@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from adversaries import VOCAB, trees
+from adversaries import VOCAB, Adversary, trees
+from hasten.core import SamplingParams, Sequence
+from hasten.drafters.combined import CombinedDrafter
 from hasten.errors import ConfigError
+from hasten.sampling import Sampler
+from hasten.stopping import StopConditions
 from hasten.tree import ROOT, DraftTree
 
+SEQUENCE = Sequence([4], 1, 99, Sampler(SamplingParams()), StopConditions(frozenset(), 99, None))
 FORK = DraftTree.from_paths([[11, 12, 13], [11, 14], [15]])
 
 
@@ -143,3 +148,64 @@ def test_what_is_kept_of_a_tree_keeps_its_laws(tree, count):
 def test_a_tree_begins_what_was_appended_to_it(tree, count):
     assert tree.head(count).begins(tree)
     assert not DraftTree([*tree.token_ids, 3], [*tree.parents, -1]).begins(tree)
+
+
+MALFORMED = {
+    "its own parent": DraftTree([4], [0]),
+    "a cycle": DraftTree([4, 5], [1, 0]),
+    "a parent far off": DraftTree([4, 5], [-1, 10**6]),
+    "a parent before the root": DraftTree([4], [-2]),
+    "a lowest parent": DraftTree([4], [-(2**63)]),
+    "parents missing": DraftTree([4, 5], [-1]),
+    "parents too many": DraftTree([4], [-1, 0]),
+    "scores missing": DraftTree([4, 5], [-1, 0], [1.0]),
+    "scores too many": DraftTree([4], [-1], [1.0, 0.5]),
+    "scores in rows": DraftTree([4], [-1], [[1.0]]),
+    "tokens in rows": DraftTree([[4]], [-1]),
+    "sources missing": DraftTree([4, 5], [-1, 0], None, [0]),
+    "a source without a name": DraftTree([4], [-1], None, [1]),
+    "a negative source": DraftTree([4], [-1], None, [-1]),
+    "laws missing": DraftTree([4, 5], [-1, 0], draft_probs=np.ones((1, 9), np.float32)),
+    "laws in a row": DraftTree([4], [-1], draft_probs=np.ones(1, np.float32)),
+    "a draw of no node": DraftTree([4], [-1], draws=np.array([1])),
+    "a negative draw": DraftTree([4], [-1], draws=np.array([-1])),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_malformed_tree_is_refused_before_anything_reads_it(name):
+    with pytest.raises(ConfigError, match="not a tree: "):
+        MALFORMED[name].checked()
+    with pytest.raises(ConfigError, match="not a tree: "):
+        MALFORMED[name].sanitised(9, 9)
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_malformed_tree_inside_a_union_is_refused(models, name):
+    """Its loops are compiled: what they read out of bounds would end the process."""
+    good, bad = Adversary(lambda *_: DraftTree([4, 5], [-1, 0])), Adversary(lambda *_: MALFORMED[name])
+    bad.name = "bad"
+    for drafter in (CombinedDrafter([good, bad]), CombinedDrafter([bad, good]), bad):
+        with pytest.raises(ConfigError, match="not a tree: "):
+            models().generate([4, 5], drafter=drafter, num_draft_tokens=8)
+
+
+@pytest.mark.parametrize("column", [[1.5], [True], ["4"], [None]])
+def test_columns_are_integers(column):
+    for columns in ((column, [-1]), ([4], column), ([4], [-1], None, column)):
+        with pytest.raises(ConfigError, match=r"not a tree: .* must be integers"):
+            DraftTree(*columns)
+
+
+columns = st.lists(st.one_of(st.integers(-3, 4), st.sampled_from([10**6, -(2**63), 2**63 - 1])), max_size=4)
+
+
+@given(columns, columns, st.none() | st.lists(st.floats(width=32), max_size=4), st.none() | columns)
+def test_any_columns_are_a_tree_or_refused(token_ids, parents, scores, sources):
+    tree = DraftTree(token_ids, parents, scores, sources)
+    try:
+        clean = tree.sanitised(VOCAB, 9)
+    except ConfigError:
+        return
+    assert all(clean.path_to(node)[-1] == node for node in range(len(clean)))
+    assert CombinedDrafter([Adversary(lambda *_: tree)]).propose(SEQUENCE, 9).sanitised(VOCAB, 9) is not None

@@ -20,7 +20,9 @@ class DraftTree:
     """A token tree below the last committed token.
 
     Invariants: ``parents[i] < i`` (topological order, so every prefix of the node list is ancestor-closed),
-    siblings carry distinct tokens, and scores never rise from parent to child.
+    siblings carry distinct tokens, and scores never rise from parent to child. Drafters may break them:
+    ``checked`` refuses what cannot even be read, ``sanitised`` drops what cannot be verified, and wrong
+    scores cost time only.
 
     Args:
         token_ids: int [nodes].
@@ -38,6 +40,7 @@ class DraftTree:
     __slots__ = (
         "_children",
         "_depths",
+        "_is_checked",
         "draft_probs",
         "draws",
         "parents",
@@ -58,16 +61,17 @@ class DraftTree:
         draft_probs: NDArray[np.float32] | None = None,
         draws: NDArray[np.int64] | None = None,
     ) -> None:
-        self.token_ids = np.asarray(token_ids, dtype=np.int64)
-        self.parents = np.asarray(parents, dtype=np.int64)
+        self.token_ids = _whole("token_ids", token_ids)
+        self.parents = _whole("parents", parents)
         count = len(self.token_ids)
         self.scores = np.ones(count, np.float32) if scores is None else np.asarray(scores, np.float32)
-        self.sources = np.zeros(count, np.int64) if sources is None else np.asarray(sources, np.int64)
+        self.sources = np.zeros(count, np.int64) if sources is None else _whole("sources", sources)
         self.source_names = source_names
         self.draft_probs = draft_probs
         self.draws = draws
         self._children: dict[tuple[int, int], int] | None = None
         self._depths: NDArray[np.int64] | None = None
+        self._is_checked = False
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -117,7 +121,7 @@ class DraftTree:
         for tree in trees:
             source_of = [names.setdefault(name, len(names)) for name in tree.source_names]
             fused: list[int] = []
-            columns = (tree.token_ids, tree.parents, tree.scores, tree.sources)
+            columns = (tree.checked().token_ids, tree.parents, tree.scores, tree.sources)
             for token, parent, score, source in zip(*(column.tolist() for column in columns), strict=True):
                 above = ROOT if parent == ROOT else fused[parent]
                 node = seen.setdefault((above, token), len(token_ids))
@@ -191,18 +195,42 @@ class DraftTree:
             return self
         return self.select(slice(count), self.parents[:count])
 
+    def checked(self) -> DraftTree:
+        """Itself. Compiled loops trust what this checks: indexes and lengths of every column.
+
+        Raises ConfigError that names the column.
+        """
+        if not self._is_checked and (problem := self._problem()):
+            raise ConfigError(f"not a tree: {problem}")
+        self._is_checked = True
+        return self
+
+    def _problem(self) -> str | None:
+        shape, count = self.token_ids.shape, len(self.token_ids)
+        columns = (self.parents, self.scores, self.sources)
+        if len(shape) != 1 or any(column.shape != shape for column in columns):
+            shapes = [list(column.shape) for column in (self.token_ids, *columns)]
+            return f"token_ids, parents, scores and sources have the shapes {shapes}, not one of [nodes]"
+        if self.draft_probs is not None and (self.draft_probs.ndim != 2 or len(self.draft_probs) != count):
+            return f"draft_probs of shape {list(self.draft_probs.shape)} for {count} nodes"
+        # As unsigned numbers, those below the root are large too.
+        if ((self.parents - ROOT).view(np.uint64) > np.arange(count, dtype=np.uint64)).any():
+            return f"parents {self.parents.tolist()} must come before their children"
+        limits = {"sources": (self.sources, len(self.source_names)), "draws": (self.draws, count)}
+        for name, (column, limit) in limits.items():
+            if column is not None and len(column) and column.view(np.uint64).max() >= limit:
+                return f"{name} {column.tolist()} must be 0 to {limit - 1}"
+        return None
+
     def sanitised(self, vocab_size: int, max_depth: int) -> DraftTree:
         """The part that can be verified: known tokens, no duplicate siblings, no deeper than max_depth.
 
         Drafters may be wrong or hostile; a node that cannot be verified goes, and all its descendants too.
         Returns self when there is nothing to remove.
 
-        Raises ConfigError if a parent does not come before its child.
+        Raises ConfigError as ``checked``.
         """
-        count = len(self)
-        positions = np.arange(count)
-        if len(self.parents) != count or not ((self.parents >= ROOT) & (self.parents < positions)).all():
-            raise ConfigError(f"not a tree: parents {self.parents.tolist()} must come before their children")
+        count = len(self.checked())
         depths = self.depths()
         known = (self.token_ids >= 0) & (self.token_ids < vocab_size) & (depths <= max_depth)
         edges = (self.parents + 1) * vocab_size + self.token_ids
@@ -284,6 +312,13 @@ class DraftTree:
             children = np.flatnonzero(self.parents == node).tolist()
             stack.extend((child, depth + 1) for child in reversed(children))
         return "\n".join(lines)
+
+
+def _whole(name: str, column: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
+    found = np.asarray(column)
+    if found.dtype.kind not in "iu" and found.size:
+        raise ConfigError(f"not a tree: {name} {found.tolist()} must be integers")
+    return found.astype(np.int64, copy=False)
 
 
 def with_chosen_laws(laws: NDArray[np.float32], token_ids: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -202,8 +202,10 @@ class CombinedDrafter:
 
 def _proposals_of(drafter: Drafter, sequences: list[Sequence], budget: int) -> list[DraftTree]:
     if isinstance(drafter, BatchDrafter):
-        return drafter.propose_all(sequences, budget)
-    return [drafter.propose(sequence, budget) for sequence in sequences]
+        trees = drafter.propose_all(sequences, budget)
+    else:
+        trees = [drafter.propose(sequence, budget) for sequence in sequences]
+    return [tree.checked() for tree in trees]
 
 
 def _with_chosen(
