@@ -27,7 +27,7 @@ PROMPT = "User: I want to book a table.\nAssistant:"
 
 def bench(*arguments: object) -> Result:
     fixed = ["--prompts", "demo", "--limit", "1"]
-    return CliRunner().invoke(app, ["bench", "demo", *SMALL, *fixed, *map(str, arguments)])
+    return CliRunner().invoke(app, ["bench", "demo", *SMALL, "--one-process", *fixed, *map(str, arguments)])
 
 
 def require_error(result: Result, part: str) -> None:

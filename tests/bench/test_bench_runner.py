@@ -51,8 +51,10 @@ CONDITIONS = {
 SMALL = ["--dtype", "float32", "--device", "cpu", "--forward", "stock", "--max-new-tokens", "6"]
 
 
-def bench(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["bench", "demo", *SMALL, *arguments])
+def bench(*arguments: str, one_process: bool = True) -> Result:
+    """In one process, as that is faster than starting others, and can be patched."""
+    apart = ["--one-process"] if one_process else []
+    return CliRunner().invoke(app, ["bench", "demo", *SMALL, *apart, *arguments])
 
 
 @pytest.fixture(scope="module")

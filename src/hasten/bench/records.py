@@ -32,7 +32,8 @@ def records_of(benchmark: Benchmark) -> list[Record]:
 
 def config_of(benchmark: Benchmark) -> dict[str, Any]:
     """JSON-ready: what was asked of the run."""
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(benchmark.config).items()}
+    found = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(benchmark.config).items()}
+    return found | {"baseline_dtypes": benchmark.baseline_dtypes}
 
 
 def geometric_mean(values: Iterable[float]) -> float:

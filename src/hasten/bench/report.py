@@ -28,6 +28,8 @@ _BATCH_LEGEND = (
     "whole batch; tokens a step are those of one text. Every batch size starts with empty stores."
 )
 
+_MOST_IDLE_SHARE = 0.05
+
 _Column = tuple[str, Callable[[Record], str]]
 
 
@@ -49,8 +51,9 @@ def print_report(console: Console, conditions: dict[str, Any], records: list[Rec
     if limit := conditions.get("memory_limit"):
         sentence = limit_sentence(limit, conditions["forward"], conditions["startup_seconds"])
         console.print(sentence, highlight=False)
-    if note:
-        console.print(note, highlight=False)
+    for sentence in (baseline_sentence(conditions), idle_sentence(conditions), note):
+        if sentence:
+            console.print(sentence, highlight=False)
     console.print(_LEGEND, style="dim", highlight=False)
     if any(record["batch_size"] > 1 for record in records):
         console.print(_BATCH_LEGEND, style="dim", highlight=False)
@@ -111,6 +114,22 @@ def limit_sentence(limit: dict[str, Any], forward: str, startup_seconds: float) 
         f"holds {limit['held_bytes'] / limit['weight_bytes']:.2f}× the weights"
         f"{f', and {cache / 1024:.1f} KiB for each cached token' if cache else ''}."
     )
+
+
+def baseline_sentence(conditions: dict[str, Any]) -> str:
+    """What the baselines compute in, where they ran in processes of their own."""
+    cells = []
+    for name, found in conditions.get("baseline_dtypes", {}).items():
+        tried = ", ".join(f"{dtype} {speed:.1f}" for dtype, speed in found["tokens_per_second"].items())
+        cells.append(f"{name} in {found['dtype']}" + (f" (tokens/s: {tried})" if tried else ""))
+    return f"Each program in a process of its own; {', '.join(cells)}." if cells else ""
+
+
+def idle_sentence(conditions: dict[str, Any]) -> str:
+    """A warning about processes that worked while others had their turn; empty where none did."""
+    shares = conditions.get("idle_processor_share", {})
+    busy = [f"{name} {100 * share:.0f} %" for name, share in shares.items() if share > _MOST_IDLE_SHARE]
+    return f"While others had their turn, of a processor: {', '.join(busy)}." if busy else ""
 
 
 def _round_table(records: list[Record], columns: list[_Column], caption: str | None) -> Table:

@@ -15,11 +15,11 @@ from hasten.bench.agreement import OWN_ROWS, Agreement, Check, Judging, compare,
 from hasten.bench.baselines import BASELINES
 from hasten.bench.methods import PLAIN, Answer, HastenMethod, Method, parts_of_method
 from hasten.bench.models import OpenModel
-from hasten.bench.programs import Programs, programs_here
+from hasten.bench.programs import Checkpoint, FastestDtype, Programs, programs_for
 from hasten.bench.prompts import USER_STOP, Conversation, PromptSet, batches, chat_prompt, spread
 from hasten.core import SamplingParams
 from hasten.engine import LanguageModel
-from hasten.errors import ConfigError, MissingExtra, ModelError, PromptError
+from hasten.errors import ConfigError, PromptError
 from hasten.models.target import Target
 from hasten.policies import check_policy
 
@@ -118,17 +118,12 @@ class Benchmark:
         options["draft"] = self._language_model.resources.draft
         self._methods = [HastenMethod(name, target, tokenizer, **options) for name in self.config.methods]
         if self.programs is None:
-            place: dict[str, Any] = {"device": str(target.device), "shape": self.opened.shape}
-            self.programs = programs_here(self.opened.name, dtype=target.dtype, **place)
-        self._methods += [made for name in self.config.baselines if (made := self._make(name))]
-
-    def _make(self, name: str) -> Method | None:
-        assert self.programs is not None
-        try:
-            return self.programs.baseline(name)
-        except (MissingExtra, ModelError) as problem:
-            self.skipped[name] = str(problem)
-            return None
+            word = str(target.dtype).removeprefix("torch.")
+            stock = Checkpoint(self.opened.name, word, str(target.device), self.opened.shape)
+            self.programs = programs_for(stock)
+        if self.config.baselines:
+            made, self.skipped = self.programs.baselines(self.config.baselines)
+            self._methods += made
 
     def run(self, prompt_sets: AbstractSequence[PromptSet], progress: Progress | None = None) -> None:
         """Sets have different names. Raises PromptError when no prompt of a set fits into the context."""
@@ -265,6 +260,15 @@ class Benchmark:
         if key not in self._checks:
             self._checks[key] = self.judge.check(prompt_ids, text, params, seed)
         return self._checks[key]
+
+    @property
+    def baseline_dtypes(self) -> dict[str, dict[str, Any]]:
+        """What each baseline computes in, and the tokens a second of those it was chosen from."""
+        return {
+            method.name: {"dtype": method.dtype, "tokens_per_second": method.tried}
+            for method in self._methods
+            if isinstance(method, FastestDtype)
+        }
 
     @property
     def judge(self) -> Judging:

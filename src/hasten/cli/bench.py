@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from functools import partial
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,7 +26,16 @@ _DISAGREE = 1
 
 
 _ONLY_AUTOREGRESSIVE = {"baselines", "batch", "max_new_tokens", "ignore_eos", "policy", "num_draft_tokens"}
-_ONLY_AUTOREGRESSIVE |= {"is_cold", "shape", "forward", "index", "draft", "draft_device", "draft_vocab"}
+_ONLY_AUTOREGRESSIVE |= {
+    "one_process",
+    "is_cold",
+    "shape",
+    "forward",
+    "index",
+    "draft",
+    "draft_device",
+    "draft_vocab",
+}
 
 
 def bench(
@@ -82,6 +91,14 @@ def bench(
         str, typer.Option(help="New tokens a text, of a diffusion model; several with commas.")
     ] = "32",
     spec: options.Spec = None,
+    one_process: Annotated[
+        bool,
+        typer.Option(
+            "--one-process",
+            help="Baselines share hasten's process and one copy of the model: less memory, but they slow "
+            "each other down.",
+        ),
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the records here.")] = None,
 ) -> None:
     """Measure speed, and check that every text is plain decoding's. Exit code 1 where one is not.
@@ -141,7 +158,7 @@ def bench(
         **choice.arguments(),
     )
     sets = load_prompt_sets(sources, opened.language_model.target.vocab_size)
-    _measure(opened, config, sets, device, json_file)
+    _measure(opened, config, sets, one_process=one_process, json_file=json_file)
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -192,34 +209,41 @@ def _measure(
     opened: OpenModel,
     config: BenchConfig,
     sets: list[PromptSet],
-    device: str | None,
+    *,
+    one_process: bool,
     json_file: Path | None,
 ) -> None:
     from hasten.bench.memory_limit import ROWS, measure_limit
-    from hasten.bench.methods import PLAIN
-    from hasten.bench.report import failure
     from hasten.bench.runner import Benchmark
 
-    programs = _programs(opened, config, device)
-    benchmark = Benchmark(opened, config, programs)
-    for name, reason in benchmark.skipped.items():
-        typer.echo(f"{name} is left out: {reason}", err=True)
-    if json_file is not None:
-        require_writable(json_file, "report")
-    stock_ms = programs.stock_passes(ROWS) if config.baselines else None
-    limit = measure_limit(opened, stock_ms).as_json()
-    try:
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            tasks = {one.name: bar.add_task(one.name, total=None) for one in sets}
-            benchmark.run(
-                sets, lambda name, done, total: bar.update(tasks[name], completed=done, total=total)
-            )
-    except KeyboardInterrupt:
-        if benchmark.results:
-            typer.echo("interrupted; this is what was complete:", err=True)
-            _report(benchmark, sets, limit, json_file)
-        raise
-    records = _report(benchmark, sets, limit, json_file)
+    with closing(_programs(opened, config, apart=bool(config.baselines) and not one_process)) as programs:
+        benchmark = Benchmark(opened, config, programs)
+        for name, reason in benchmark.skipped.items():
+            typer.echo(f"{name} is left out: {reason}", err=True)
+        if json_file is not None:
+            require_writable(json_file, "report")
+        stock_ms = programs.stock_passes(ROWS) if config.baselines else None
+        limit = measure_limit(opened, stock_ms).as_json()
+        try:
+            with Progress(console=Console(stderr=True), transient=True, refresh_per_second=1) as bar:
+                tasks = {one.name: bar.add_task(one.name, total=None) for one in sets}
+                benchmark.run(
+                    sets, lambda name, done, total: bar.update(tasks[name], completed=done, total=total)
+                )
+        except KeyboardInterrupt:
+            if benchmark.results:
+                typer.echo("interrupted; this is what was complete:", err=True)
+                _report(benchmark, sets, {"memory_limit": limit}, json_file)
+            raise
+        found = {"memory_limit": limit, "idle_processor_share": programs.idle_shares()}
+    _require_same_texts(_report(benchmark, sets, found, json_file))
+
+
+def _require_same_texts(records: list[dict[str, Any]]) -> None:
+    """Ends with exit code 1 where a text is not what it should be, and says why."""
+    from hasten.bench.methods import PLAIN
+    from hasten.bench.report import failure
+
     failed = [record for record in records if record["identical"] is False and not record["is_peer"]]
     for record in failed:
         what = "what transformers' own model writes" if record["method"] == PLAIN else "plain decoding's"
@@ -229,22 +253,23 @@ def _measure(
         raise typer.Exit(_DISAGREE)
 
 
-def _programs(opened: OpenModel, config: BenchConfig, device: str | None) -> Programs:
-    """Stock copies of the model and of the draft model, loaded when they are needed."""
-    from hasten.bench.models import load_stock
-    from hasten.bench.programs import InThisProcess, programs_here
+def _programs(opened: OpenModel, config: BenchConfig, *, apart: bool) -> Programs:
+    """Stock copies of the model and of the draft model, loaded when and where they are needed."""
+    from hasten.bench.programs import Checkpoint, programs_for
 
     target, draft = opened.language_model.target, opened.language_model.resources.draft
-    programs = programs_here(opened.name, dtype=target.dtype, device=device, shape=opened.shape)
-    if _uses_stock_draft(config) and isinstance(programs, InThisProcess):
+    stock_draft = None
+    if _uses_stock_draft(config):
         assert draft is not None
-        place = {"dtype": str(draft.model.dtype).removeprefix("torch."), "device": str(draft.model.device)}
-        programs.stock_draft = partial(load_stock, draft.name, shape=None, **place)
-    return programs
+        word = str(draft.model.dtype).removeprefix("torch.")
+        stock_draft = Checkpoint(draft.name, word, str(draft.model.device))
+    word = str(target.dtype).removeprefix("torch.")
+    stock = Checkpoint(opened.name, word, str(target.device), opened.shape)
+    return programs_for(stock, stock_draft, apart=apart)
 
 
 def _report(
-    benchmark: Benchmark, sets: list[PromptSet], limit: dict[str, Any], json_file: Path | None
+    benchmark: Benchmark, sets: list[PromptSet], found: dict[str, Any], json_file: Path | None
 ) -> list[dict[str, Any]]:
     from hasten.bench.conditions import describe
     from hasten.bench.models import shape_sentence
@@ -252,7 +277,7 @@ def _report(
     from hasten.bench.report import print_report
 
     records = records_of(benchmark)
-    conditions = describe(benchmark.opened) | config_of(benchmark) | {"memory_limit": limit}
+    conditions = describe(benchmark.opened) | config_of(benchmark) | found
     print_report(Console(), conditions, records, shape_sentence(benchmark.opened))
     for one in sets:
         if num_left_out := benchmark.left_out.get(one.name, 0):

@@ -144,12 +144,13 @@ class _Stopwatch:
 
 def _verdict(opened: OpenModel, params: SamplingParams, plain: Output, hasten: Output) -> str:
     from hasten.bench.agreement import OWN_ROWS, compare, replay
-    from hasten.bench.programs import programs_here
+    from hasten.bench.programs import Checkpoint, programs_for
 
     target = opened.language_model.target
     if plain.token_ids == hasten.token_ids:
         return "same"
-    stock = programs_here(opened.name, dtype=target.dtype, device=str(target.device), shape=opened.shape)
+    word = str(target.dtype).removeprefix("torch.")
+    stock = programs_for(Checkpoint(opened.name, word, str(target.device), opened.shape))
     return compare(
         plain.prompt_ids,
         plain.token_ids,
