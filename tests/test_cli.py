@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ import hasten
 from hasten.cli import app
 from hasten.cli.live import legend, style_of
 from hasten.engine import LanguageModel
+from hasten.models.bundled_models import bundled_path
 
 SMALL = ["--dtype", "float32", "--device", "cpu", "--forward", "stock"]
 PROMPT = "User: I want to book a table.\nAssistant:"
@@ -266,6 +269,47 @@ def test_demo_shows_a_table() -> None:
     ):
         assert part in result.output
     require_error(run("demo", "--shape", "huge"), "huge", "135m")
+
+
+def test_demo_of_another_model(tmp_path: Path) -> None:
+    """A folder without a chat template is given texts to go on with, one with a template is asked."""
+    model = str(bundled_path("demo-draft"))
+    small = ("--dtype", "float32", "--forward", "stock", "--max-new-tokens", "3")
+    shown = run("demo", model, *small).output
+    for part in ("def fibonacci(n):", "the same text", "geometric mean", "stock, for both"):
+        assert part in shown
+    shutil.copytree(model, tmp_path / "chat")
+    (tmp_path / "chat" / "chat_template.jinja").write_text("{{ messages[0]['content'] }}!")
+    (tmp_path / "one.jsonl").write_text('{"turns": ["Hello"]}\n{"prompt": "Once upon"}\n')
+    chat = run("demo", str(tmp_path / "chat"), *small).output
+    assert "Tell me a short story" in chat
+    assert "NO" not in chat
+    own = run("demo", model, *small, "--prompts", str(tmp_path / "one.jsonl")).output
+    assert "Hello" in own
+    assert "Once upon" in own
+    require_error(run("demo", model, "--shape", "135m"), "--shape is for the bundled model")
+    require_error(run("demo", "demo-diffusion"), "diffusion model", "hasten generate")
+
+
+def test_warmup_says_what_takes_how_long() -> None:
+    shown = run(
+        "warmup", "demo-draft", "--dtype", "float32,bfloat16", "--forward", "stock", "--drafter", "suffix"
+    )
+    assert shown.exit_code == 0
+    steps = [line.partition(" ... ") for line in shown.output.splitlines()]
+    written = [
+        "write plainly",
+        "write with suffix, greedy",
+        "write with suffix, sampled",
+        "write 2 texts side by side",
+    ]
+    tried = "try what it can verify in one pass"
+    expected = [[f"load demo-draft in {dtype}", tried, *written] for dtype in ("float32", "bfloat16")]
+    assert [step for step, _, _ in steps[:-1]] == expected[0] + expected[1]
+    assert all(re.fullmatch(r"(.*, )?\d+\.\d s", result) for _, _, result in steps[:-1])
+    assert steps[-1][0].startswith("ready after")
+    require_error(run("warmup", "demo", "--batch", "0"), "batch=0")
+    require_error(run("warmup", "demo-diffusion"), "diffusion model")
 
 
 def test_sources_have_colours() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from hasten.errors import ConfigError, PromptError
 from hasten.files import read_json_lines, require_characters
 
-BUNDLED_PROMPTS: tuple[str, ...] = ("demo", "repeat")
+BUNDLED_PROMPTS: tuple[str, ...] = ("demo", "repeat", "base", "chat")
 """Names that stand for a file of this package."""
 
 USER_STOP = "\nUser:"

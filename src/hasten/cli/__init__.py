@@ -27,6 +27,7 @@ from hasten.cli.parallelbench import parallelbench
 from hasten.cli.store import store
 from hasten.cli.train import train_app
 from hasten.cli.verify_lab import verify_lab
+from hasten.cli.warmup import warmup
 from hasten.errors import HastenError, WriteError
 
 WRONG_INPUT = 2
@@ -61,6 +62,7 @@ app.command()(infill)
 app.command()(chat)
 app.command()(autocomplete)
 app.command()(info)
+app.command()(warmup)
 app.command()(systems)
 app.command()(bench)
 app.command()(check)
