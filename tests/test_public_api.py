@@ -22,6 +22,7 @@ PUBLIC = [
     "MissingExtra",
     "ModelError",
     "Output",
+    "PerText",
     "Piece",
     "PromptError",
     "SamplingParams",

@@ -24,6 +24,7 @@ from hasten.errors import (
     PromptError,
     StoreError,
 )
+from hasten.processors import PerText
 
 if TYPE_CHECKING:
     from hasten.diffusion.engine import DiffusionModel, DiffusionOutput, load_diffusion
@@ -47,6 +48,7 @@ __all__ = [
     "MissingExtra",
     "ModelError",
     "Output",
+    "PerText",
     "Piece",
     "PromptError",
     "SamplingParams",

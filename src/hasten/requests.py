@@ -6,7 +6,7 @@ Knows the tokenizer and what the target reads; knows nothing of drafters, polici
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence as AbstractSequence, Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from hasten.errors import ConfigError, PromptError
 from hasten.files import require_characters
 from hasten.models.seq2seq_lm import Seq2SeqLM
 from hasten.models.target import Target
+from hasten.processors import own_processors
 from hasten.sampling import Sampler
 from hasten.stopping import StopConditions, TextStream, special_stops
 from hasten.values import prompt_ids
@@ -209,7 +210,7 @@ class Requests:
         stops = self._stop_token_ids(params)
         starts = [self._start(prompt, decoder_prompt) for prompt in prompts]
         return [
-            self._job(start, params, stops, (seed, sample))
+            self._job(start, params, stops, (seed, sample), is_only=len(starts) * params.n == 1)
             for start, seed in zip(starts, seeds, strict=True)
             for sample in range(params.n)
         ]
@@ -243,7 +244,13 @@ class Requests:
         return own | special | frozenset(params.stop_token_ids)
 
     def _job(
-        self, start: _Start, params: SamplingParams, stop_token_ids: frozenset[int], key: tuple[int, int]
+        self,
+        start: _Start,
+        params: SamplingParams,
+        stop_token_ids: frozenset[int],
+        key: tuple[int, int],
+        *,
+        is_only: bool,
     ) -> Job:
         seed, sample = key
         length = len(start.token_ids)
@@ -251,16 +258,16 @@ class Requests:
         max_tokens = min(params.max_new_tokens, room)
         stream = TextStream(self.detokeniser, params.stop_strings) if params.stop_strings else None
         stop_rule = StopConditions(stop_token_ids, max_tokens, stream)
+        processors = own_processors(params.logits_processors, is_only=is_only)
         if isinstance(self.target, Seq2SeqLM):
             processors = self.target.logits_processors(
-                length, length + max_tokens, start.source_ids, params.logits_processors
+                length, length + max_tokens, start.source_ids, processors
             )
-            params = replace(params, logits_processors=processors)
         sequence = Sequence(
             token_ids=list(start.token_ids),
             prompt_length=length,
             max_length=length + max_tokens,
-            sampler=Sampler(params, seed, sample),
+            sampler=Sampler(params, seed, sample, processors),
             stop_rule=stop_rule,
             source_ids=start.source_ids,
             source_features=start.source_features,

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from hasten.core import LogitsProcessor, SamplingParams, TopCandidates
 from hasten.errors import ModelError
+from hasten.processors import own_processors
 from hasten.transfers import staged, to_host
 
 _GUESS_STREAM = 3
@@ -93,13 +94,20 @@ class Sampler:
         params: how to draw.
         seed: key of the noise; not used when greedy.
         sample: which of the ``n`` samples of one prompt this is; the other half of the key.
+        processors: this text's own; by default made of those of the params.
     """
 
-    def __init__(self, params: SamplingParams, seed: int = 0, sample: int = 0) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        seed: int = 0,
+        sample: int = 0,
+        processors: list[LogitsProcessor] | None = None,
+    ) -> None:
         self.params = params
         self.seed = seed
         self.sample = sample
-        self.processors: list[LogitsProcessor] = copy.deepcopy(list(params.logits_processors))
+        self.processors = own_processors(params.logits_processors) if processors is None else processors
         self._ahead: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
         self.guess_end: int | None = None
         """See VeiledSampler."""
@@ -178,7 +186,11 @@ class Sampler:
 
     def fork(self) -> Sampler:
         """See LawSampler."""
-        return copy.deepcopy(self) if self.processors else self
+        if not self.processors:
+            return self
+        forked = copy.copy(self)
+        forked.processors = own_processors(self.processors)
+        return forked
 
     def guess(self, logits: torch.Tensor, position: int) -> int:
         """See TokenSampler."""

@@ -8,7 +8,6 @@ about this row counts; each row has its own copy of it, because rows gain tokens
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 from collections.abc import Callable
@@ -23,7 +22,6 @@ from transformers import (
     LogitsProcessorList,
     MaxLengthCriteria,
     MaxTimeCriteria,
-    PreTrainedTokenizerBase,
     StoppingCriteriaList,
     StopStringCriteria,
 )
@@ -31,6 +29,7 @@ from transformers.generation import logits_process as hf
 
 from hasten.core import FinishReason
 from hasten.errors import ModelError
+from hasten.processors import own_copy
 from hasten.sampling import gumbel_noise
 
 _WARPERS = (
@@ -62,9 +61,6 @@ _ROW_BY_ROW = (
     StopStringCriteria,
 )
 """Treat every row alone and remember nothing between calls: one object serves all rows."""
-
-_SHARED = (PreTrainedTokenizerBase, torch.nn.Module)
-"""Large, and never changed by a call: copies of an object go on using the same."""
 
 Processor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -247,17 +243,3 @@ def _ask_in_batch(
     if isinstance(answer, torch.Tensor) and answer.numel() > 1:
         answer = answer.reshape(-1)[row]
     return bool(answer)
-
-
-def own_copy(thing: Any) -> Any:
-    """A copy with a state of its own that goes on using the same tokenizers and models.
-
-    What cannot be copied is shared as well: a lock or an event must stay the caller's.
-    """
-    own = copy.copy(thing)
-    memo = {id(thing): own}
-    for name, value in list(getattr(own, "__dict__", {}).items()):
-        if not isinstance(value, _SHARED):
-            with contextlib.suppress(TypeError):
-                own.__dict__[name] = copy.deepcopy(value, memo)
-    return own
