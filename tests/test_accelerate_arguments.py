@@ -35,8 +35,7 @@ UNSUPPORTED = {
     "guidance_scale": 1.5,
     "output_attentions": True,
     "output_hidden_states": True,
-    "use_cache": False,
-    "cache_implementation": "static",
+    "cache_implementation": "quantized",
     "token_healing": True,
     "assistant_model": "another model",
     "synced_gpus": True,
@@ -246,3 +245,43 @@ def test_what_drafters_learn_is_kept_and_can_be_saved(tmp_path):
     again = hasten.accelerate(build_model(), drafter="suffix", num_draft_tokens=8, store=tmp_path / "store")
     again.generate(**SINGLE, max_new_tokens=30)
     assert again.generate.stats[0].num_steps < first
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.parametrize("value", ["static", "hybrid", "sliding_window", "dynamic", False])
+def test_caches_that_change_no_text_are_replaced_by_our_own(models, monkeypatch, name, value):
+    """As an argument, in a generation config, and as a checkpoint carries it."""
+    model = models(name)
+    plain = model.generate.original(**SINGLE, max_new_tokens=12)
+    choice = {"use_cache": False} if value is False else {"cache_implementation": value}
+    for call in (choice, {"generation_config": GenerationConfig(pad_token_id=0, **choice)}):
+        assert torch.equal(model.generate(**SINGLE, max_new_tokens=12, **call), plain)
+        assert model.generate.stats[0].num_tokens == 12
+    for option, setting in choice.items():
+        monkeypatch.setattr(model.generation_config, option, setting)
+    assert torch.equal(model.generate(**SINGLE, max_new_tokens=12), plain)
+    single = hasten.restore(copy.deepcopy(model))
+    assert torch.equal(
+        single.generate(**SINGLE, max_new_tokens=12, custom_generate=hasten.custom_generate), plain
+    )
+
+
+@pytest.mark.parametrize("form", [list, tuple, torch.tensor])
+def test_end_tokens_in_any_form_end_as_in_generate(models, form):
+    model = models()
+    plain = model.generate.original(**SINGLE, max_new_tokens=12)[0, 12:].tolist()
+    ends = form([plain[4], 96])
+    found = model.generate(**SINGLE, max_new_tokens=12, eos_token_id=ends)
+    assert torch.equal(found, model.generate.original(**SINGLE, max_new_tokens=12, eos_token_id=ends))
+    assert found.shape[1] <= 12 + 5
+
+
+def test_stop_strings_that_are_special_tokens_end_as_in_generate(demo):
+    model, tokenizer = copy.deepcopy(demo.target.forward.model), demo.tokenizer
+    prompt = tokenizer("User: Thank you, goodbye!\nAssistant:", return_tensors="pt")
+    options = {"max_new_tokens": 40, "do_sample": False, "eos_token_id": None, "pad_token_id": 2}
+    options |= {"stop_strings": ["<|endoftext|>"], "tokenizer": tokenizer}
+    theirs = model.generate(**prompt, **options)
+    assert theirs[0, -1] == 0  # it stopped there
+    ours = hasten.accelerate(model).generate(**prompt, **options)
+    assert torch.equal(ours, theirs)

@@ -25,7 +25,7 @@ import torch
 
 from hasten.core import DecodeStats
 from hasten.drafters import Drafter
-from hasten.dropin.arguments import config_value, refuse_arguments, refuse_model
+from hasten.dropin.arguments import config_value, refuse_arguments, refuse_model, refuse_options
 from hasten.dropin.decoding import Decoding, DrafterChoice
 from hasten.engine import LanguageModel
 from hasten.errors import ModelError
@@ -211,6 +211,7 @@ class Accelerated:
         """The original `generate`, and hasten's decoding in it."""
         with self._lock:
             stop_strings = self._take_stop_strings(prepared, kwargs, tokenizer)
+            self._replace_cache(prepared, kwargs)
             decoding = Decoding(
                 self.language_model,
                 drafter,
@@ -248,6 +249,18 @@ class Accelerated:
         if own is not None:
             kwargs["stop_strings"] = None
         return in_force
+
+    def _replace_cache(self, prepared: dict[str, Any], kwargs: dict[str, Any]) -> None:
+        """Keeps `generate` from making a cache of the whole answer's size, which nothing would use."""
+        configs = prepared.get("generation_config"), self._target.generation_config
+        values = (
+            kwargs.get("cache_implementation"),
+            *(config_value(c, "cache_implementation") for c in configs),
+        )
+        in_force = next((value for value in values if value is not None), None)
+        refuse_options({"cache_implementation": in_force}.get)
+        if in_force is not None:
+            kwargs["cache_implementation"] = "dynamic"
 
     def __getstate__(self) -> dict[str, Any]:
         """Locks cannot be copied; a copied model gets one of its own."""

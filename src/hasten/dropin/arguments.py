@@ -25,6 +25,9 @@ _INNER = "the passes over draft trees have other inner states than those over si
 _TWO_PASSES = "it takes a second pass of its own for every token"
 _CACHE = "hasten keeps its own cache"
 
+_SAME_CACHES = ("static", "sliding_window", "hybrid", "hybrid_chunked", "dynamic")
+"""values of ``cache_implementation`` with which the same text is written, as it is with hasten's cache"""
+
 _OPTIONS = (
     _Option("num_beams", (1,), _BEAMS),
     _Option("num_beam_groups", (1,), _BEAMS),
@@ -38,7 +41,7 @@ _OPTIONS = (
     _Option("guidance_scale", (1, 1.0), _TWO_PASSES),
     _Option("output_attentions", (False,), _INNER),
     _Option("output_hidden_states", (False,), _INNER),
-    _Option("cache_implementation", ("dynamic",), _CACHE),
+    _Option("cache_implementation", _SAME_CACHES, f"{_CACHE}, which is neither quantised nor offloaded"),
     _Option("token_healing", (False,), "it rewrites the prompt"),
 )
 
@@ -48,7 +51,6 @@ _ARGUMENTS = (
     _Option("negative_prompt_ids", (), _TWO_PASSES),
     _Option("negative_prompt_attention_mask", (), _TWO_PASSES),
     _Option("custom_generate", (), "it would replace hasten's own loop"),
-    _Option("use_cache", (True,), _CACHE),
     _Option("inputs_embeds", (), "drafts are token ids, and so must the prompt be; give input_ids"),
     _Option("past_key_values", (), _CACHE + "; give the whole text as input_ids"),
     _Option("cache_params", (), _CACHE + "; give the whole text as input_ids"),
