@@ -28,7 +28,7 @@ COMPILED = "hf-compiled"
 TRANSFORMERS: dict[str, dict[str, Any]] = {
     "hf": {},
     COMPILED: {"cache_implementation": "static"},  # which makes it run its forward pass through torch.compile
-    "hf-prompt-lookup": {"prompt_lookup_num_tokens": 10},
+    "hf-prompt-lookup": {"prompt_lookup_num_tokens": 10, "max_matching_ngram_size": 3},  # as hasten's own
     ASSISTED: {},
 }
 """name -> what transformers' ``generate`` is told besides"""

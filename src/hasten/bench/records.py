@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import statistics
 from collections import Counter
@@ -34,6 +36,16 @@ def config_of(benchmark: Benchmark) -> dict[str, Any]:
     """JSON-ready: what was asked of the run."""
     found = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(benchmark.config).items()}
     return found | {"baseline_dtypes": benchmark.baseline_dtypes}
+
+
+def as_csv(records: list[Record]) -> str:
+    """A row a record, with a header; without the single runs, which JSON has."""
+    names = [name for name in records[0] if name != "runs"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
 
 
 def geometric_mean(values: Iterable[float]) -> float:
@@ -80,6 +92,7 @@ def _method_record(results: list[GroupResult], method: str) -> Record:
         "tokens_per_second": round(tokens / seconds, 2),
         "speedup": None,
         "speedup_hf": None,
+        **_decoding(answers, tokens, seconds),
         "mean_acceptance_length": round(tokens / max(1, steps), 4),
         "steps": steps,
         "is_peer": method in BASELINES and BASELINES[method].is_peer,
@@ -94,7 +107,34 @@ def _method_record(results: list[GroupResult], method: str) -> Record:
             repeated_8grams(token_ids for answer in answers for token_ids in answer.token_ids), 4
         ),
         **_costs(answers),
+        "runs": _runs(results, method),
     }
+
+
+def _decoding(answers: list[Answer], tokens: int, seconds: float) -> Record:
+    """Without reading the prompts; and what draft trees promised against what their steps gained."""
+    prefill = [answer.prefill_seconds for answer in answers if answer.prefill_seconds is not None]
+    expected = [answer.expected_tokens for answer in answers if answer.expected_tokens is not None]
+    knows = len(prefill) == len(answers)
+    return {
+        "prefill_seconds": round(sum(prefill), 4) if knows else None,
+        "decode_tokens_per_second": round(tokens / (seconds - sum(prefill)), 2) if knows else None,
+        "expected_over_actual": round(sum(expected) / max(1, tokens), 4) if expected else None,
+    }
+
+
+def _runs(results: list[GroupResult], method: str) -> list[Record]:
+    """Every group of prompts, its repetitions apart: what ``hasten compare`` sees the spread from."""
+    found: dict[tuple[int, int], Record] = {}
+    for result in results:
+        answer = result.answers[method]
+        one = found.setdefault(
+            result.place,
+            {"place": list(result.place), "tokens": answer.num_tokens, "seconds": [], "turns_taken": []},
+        )
+        one["seconds"].append(round(answer.seconds, 5))
+        one["turns_taken"].append(result.order.index(method))
+    return list(found.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from hasten.bench.methods import PLAIN
 from hasten.bench.records import Record, geometric_mean
+from hasten.bench.summary import LOOPING, Promise, promises
 
 _WIDE = 130
 """A terminal of so many columns shows speed and times side by side."""
@@ -18,8 +19,9 @@ _WIDE = 130
 _LEGEND = (
     "draft, forward, verify, other: milliseconds a step. a node: milliseconds of drafting for each node of "
     "the draft trees. outside: share of the step outside the forward pass. repeated: share of the written "
-    "8-grams that stood earlier in the same answer. Texts that repeat themselves are easy to draft. Prefill "
-    "is in tokens/s, warm-up is not. Baselines sample where the others do, by the same law but with random "
+    "8-grams that stood earlier in the same answer. Texts that repeat themselves are easy to draft. "
+    "expected: tokens that the draft trees promised over those gained. Prefill is in tokens/s, not in "
+    "decoding; warm-up is in neither. Baselines sample where the others do, by the same law but with random "
     "numbers of their own: texts to compare by speed only. Greedy texts of other programs than transformers "
     "may differ, as their kernels round differently."
 )
@@ -48,6 +50,8 @@ def print_report(console: Console, conditions: dict[str, Any], records: list[Rec
         for batch_size in dict.fromkeys(size for _, size in rounds):
             chosen = [record for record in records if record["batch_size"] == batch_size]
             console.print(_mean_table(names, chosen, caption))
+    if kept := promises(records):
+        console.print(_promise_table(kept))
     if limit := conditions.get("memory_limit"):
         sentence = limit_sentence(limit, conditions["forward"], conditions["startup_seconds"])
         console.print(sentence, highlight=False)
@@ -69,6 +73,12 @@ def identical_word(record: Record) -> str:
         return f"[bold red]NO[/], {failure(record)}"
     ties = record["near_ties"]
     return "yes" if not ties else f"yes, {ties} near tie{'s' * (ties > 1)}"
+
+
+def repeated_word(record: Record) -> str:
+    """The share of repeated 8-grams, marked where texts loop."""
+    share = record["repeated_8grams"]
+    return f"{100 * share:.0f} %{', loops' if share >= LOOPING else ''}"
 
 
 def failure(record: Record) -> str:
@@ -178,6 +188,15 @@ def _mean_table(names: list[str], records: list[Record], caption: str) -> Table:
     return table
 
 
+def _promise_table(found: list[Promise]) -> Table:
+    table = _table("what auto shall do, prefill counted; geometric means over the sets", None)
+    for column in ("measured", "wanted", ""):
+        table.add_column(column, justify="right")
+    for one in found:
+        table.add_row(one.name, f"{one.value:.2f}{one.unit}", one.wanted, "yes" if one.is_kept else "no")
+    return table
+
+
 def _times(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.2f}×"
 
@@ -193,6 +212,7 @@ def _percent(value: float | None) -> str:
 _SPEED: list[_Column] = [
     ("tokens", lambda record: str(record["tokens"])),
     ("tokens/s", lambda record: f"{record['tokens_per_second']:.1f}"),
+    ("decoding", lambda record: _milliseconds(record["decode_tokens_per_second"], 1)),
     ("× plain", lambda record: _times(record["speedup"])),
     ("× hf", lambda record: _times(record["speedup_hf"])),
     ("tokens a step", lambda record: f"{record['mean_acceptance_length']:.2f}"),
@@ -205,5 +225,6 @@ _TIMES: list[_Column] = [
     ("verify", lambda record: _milliseconds(record["verify_ms"])),
     ("other", lambda record: _milliseconds(record["other_ms"])),
     ("outside", lambda record: _percent(record["outside_forward"])),
-    ("repeated", lambda record: f"{100 * record['repeated_8grams']:.0f} %"),
+    ("expected", lambda record: _milliseconds(record["expected_over_actual"])),
+    ("repeated", repeated_word),
 ]

@@ -16,6 +16,7 @@ from hasten.cli.autocomplete import autocomplete
 from hasten.cli.bench import bench
 from hasten.cli.chat import chat
 from hasten.cli.check import check
+from hasten.cli.compare import compare
 from hasten.cli.console import FAILED, finish_output, prepare_streams, report
 from hasten.cli.demo import demo
 from hasten.cli.export import export
@@ -65,6 +66,7 @@ app.command()(info)
 app.command()(warmup)
 app.command()(systems)
 app.command()(bench)
+app.command()(compare)
 app.command()(check)
 app.command()(parallelbench)
 app.command()(index)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -100,6 +101,7 @@ def bench(
         ),
     ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the records here.")] = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write them here, a row each.")] = None,
 ) -> None:
     """Measure speed, and check that every text is plain decoding's. Exit code 1 where one is not.
 
@@ -158,7 +160,7 @@ def bench(
         **choice.arguments(),
     )
     sets = load_prompt_sets(sources, opened.language_model.target.vocab_size)
-    _measure(opened, config, sets, one_process=one_process, json_file=json_file)
+    _measure(opened, config, sets, _Files(json_file, csv_file), one_process=one_process)
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -205,13 +207,37 @@ def whole_numbers(option: str, text: str) -> tuple[int, ...]:
         ) from None
 
 
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """Where the records go; None: nowhere."""
+
+    json: Path | None
+    csv: Path | None
+
+    def require_writable(self) -> None:
+        """Raises WriteError."""
+        for path in (self.json, self.csv):
+            if path is not None:
+                require_writable(path, "report")
+
+    def write(self, conditions: dict[str, Any], records: list[dict[str, Any]]) -> None:
+        """Raises WriteError."""
+        from hasten.bench.records import as_csv
+
+        if self.json is not None:
+            text = json.dumps({"conditions": conditions, "records": records}, indent=2)
+            write_text(self.json, text + "\n", "report")
+        if self.csv is not None:
+            write_text(self.csv, as_csv(records), "report")
+
+
 def _measure(
     opened: OpenModel,
     config: BenchConfig,
     sets: list[PromptSet],
+    files: _Files,
     *,
     one_process: bool,
-    json_file: Path | None,
 ) -> None:
     from hasten.bench.memory_limit import ROWS, measure_limit
     from hasten.bench.runner import Benchmark
@@ -220,8 +246,7 @@ def _measure(
         benchmark = Benchmark(opened, config, programs)
         for name, reason in benchmark.skipped.items():
             typer.echo(f"{name} is left out: {reason}", err=True)
-        if json_file is not None:
-            require_writable(json_file, "report")
+        files.require_writable()
         stock_ms = programs.stock_passes(ROWS) if config.baselines else None
         limit = measure_limit(opened, stock_ms).as_json()
         try:
@@ -233,10 +258,10 @@ def _measure(
         except KeyboardInterrupt:
             if benchmark.results:
                 typer.echo("interrupted; this is what was complete:", err=True)
-                _report(benchmark, sets, {"memory_limit": limit}, json_file)
+                _report(benchmark, sets, {"memory_limit": limit}, files)
             raise
         found = {"memory_limit": limit, "idle_processor_share": programs.idle_shares()}
-    _require_same_texts(_report(benchmark, sets, found, json_file))
+    _require_same_texts(_report(benchmark, sets, found, files))
 
 
 def _require_same_texts(records: list[dict[str, Any]]) -> None:
@@ -269,7 +294,7 @@ def _programs(opened: OpenModel, config: BenchConfig, *, apart: bool) -> Program
 
 
 def _report(
-    benchmark: Benchmark, sets: list[PromptSet], found: dict[str, Any], json_file: Path | None
+    benchmark: Benchmark, sets: list[PromptSet], found: dict[str, Any], files: _Files
 ) -> list[dict[str, Any]]:
     from hasten.bench.conditions import describe
     from hasten.bench.models import shape_sentence
@@ -283,10 +308,7 @@ def _report(
         if num_left_out := benchmark.left_out.get(one.name, 0):
             typer.echo(f"{one.name}: {num_left_out} prompts do not fit into the context and were left out")
         _explain_batches(one.name, benchmark)
-    if json_file is not None:
-        write_text(
-            json_file, json.dumps({"conditions": conditions, "records": records}, indent=2) + "\n", "report"
-        )
+    files.write(conditions, records)
     return records
 
 
