@@ -414,3 +414,14 @@ def test_a_pass_that_computes_something_else_is_refused(field, dtype, monkeypatc
     assert (prepared.name, prepared.forward) == ("stock", None)
     assert "logits differ by" in prepared.reason
     assert torch.equal(stock_logits(model, text), expected)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_what_is_not_a_number_stays_none(name):
+    """Gemma 2 caps scores and logits by tanh."""
+    model = decoder(name)
+    forward = prepare(model, "compiled").forward
+    with torch.no_grad():
+        tiles_of_head = model.get_output_embeddings()._tiles
+        tiles_of_head.tensor[0] = torch.nan  # of the first layer's queries
+    assert last_logits(forward, text_of(forward, 9)).isnan().all()

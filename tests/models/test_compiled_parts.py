@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from compiled_models import compiled, text_of, torch_threads
 from hasten.models.compiled import products
@@ -19,7 +20,18 @@ from hasten.models.compiled.executor import VisibleSlots
 from hasten.models.compiled.linear import multiply, share
 from hasten.models.compiled.machine import meet, read, transpose_16, write
 from hasten.models.compiled.products import LANES, MAX_ROWS, PANEL, ROW_COUNTS
-from hasten.models.compiled.rows import block_rows, exp, pack, packed_start
+from hasten.models.compiled.rows import (
+    ACTIVATIONS,
+    LAYER_NORM,
+    RMS_NORM,
+    activate,
+    block_rows,
+    exp,
+    norm,
+    pack,
+    packed_start,
+    softmax_weights,
+)
 from hasten.models.compiled.team import Team, team
 from hasten.models.compiled.tiles import TiledEmbedding, TiledLinear, Tiles
 from hasten.models.slot_cache import SlotCache
@@ -136,6 +148,65 @@ def test_exp_is_exact_to_float32_and_0_far_below():
     far = np.array([-3e38, -1e5, -88], np.float32)
     _exps(far)
     assert not far.any()
+    far = np.array([89, 95, 1e4, 3e38], np.float32)
+    _exps(far)
+    assert np.isposinf(far).all()
+
+
+@numba.njit
+def _activate(kind, values):
+    for start in range(0, len(values), LANES):
+        activate(kind, values[start : start + LANES])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_are_those_of_torch_however_large(name, dtype):
+    x = torch.cat([size * torch.linspace(-1, 1, 2048) for size in (1, 10, 100, 1e4, 1e30)]).to(dtype).float()
+    x = torch.cat((x, torch.tensor([1e30, *[0.0] * 14, -95.0]), torch.full((16,), torch.nan)))
+    found = x.numpy().copy()
+    _activate(ACTIVATIONS.index(name), found)
+    expected = {
+        "silu": functional.silu,
+        "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+        "gelu": functional.gelu,
+        "relu": functional.relu,
+        "relu2": lambda x: functional.relu(x) ** 2,
+    }[name](x)
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+@numba.njit
+def _norm(kind, values, vectors, out):
+    norm(kind, values, 0, len(values), vectors, 0, np.float32(1e-6), out, 0)
+
+
+@pytest.mark.parametrize("size", [1e-20, 1e-4, 1.0, 1e4, 1e15, torch.nan])
+@pytest.mark.parametrize("kind", [RMS_NORM, LAYER_NORM])
+def test_norms_are_those_of_torch_however_large(kind, size):
+    x, vectors = size * torch.randn(48), torch.randn(96)
+    out = np.zeros(48, np.float32)
+    _norm(kind, x.numpy(), vectors.numpy(), out)
+    of_torch = functional.rms_norm if kind == RMS_NORM else functional.layer_norm
+    expected = of_torch(x, (48,), eps=1e-6) * vectors[:48] + vectors[48:]
+    torch.testing.assert_close(torch.from_numpy(out), expected, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+@numba.njit
+def _softmax(scores, visible, cap):
+    softmax_weights(scores, 0, len(scores), visible, cap)
+
+
+@pytest.mark.parametrize("cap", [0.0, 50.0])
+@pytest.mark.parametrize("size", [1e-20, 1.0, 1e4, 1e30, torch.nan])
+def test_softmax_is_that_of_torch_however_large(size, cap):
+    scores, visible = size * torch.randn(40), torch.arange(40) % 3 > 0
+    found = scores.numpy().copy()
+    _softmax(found, visible.numpy(), np.float32(cap))
+    found = torch.from_numpy(found)
+    capped = cap * torch.tanh(scores / cap) if cap else scores
+    expected = torch.softmax(capped.masked_fill(~visible, -torch.inf), 0)
+    torch.testing.assert_close(found / found.sum(), expected, rtol=1e-4, atol=1e-6, equal_nan=True)
 
 
 @numba.njit

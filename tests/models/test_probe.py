@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import importlib.util
 import inspect
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +15,8 @@ from conftest import ARCHITECTURES, build_model
 from hasten.errors import ConfigError, ModelError
 from hasten.models.attention import AttentionKinds
 from hasten.models.causal_lm import CausalLM
-from hasten.models.probe import SESSIONS
+from hasten.models.full_precision import FullPrecision
+from hasten.models.probe import SESSIONS, probe
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -94,3 +98,71 @@ def test_a_model_whose_trees_give_nan_is_not_given_trees():
     found = CausalLM(model).probe
     assert found.mode == "chain"
     assert "nan" in found.rejected["tree"]
+
+
+def _faults():
+    path = Path(__file__).parents[2] / "bench" / "probe_errors.py"
+    spec = importlib.util.spec_from_file_location("probe_errors", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.FAULTS
+
+
+FAULTS = _faults()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_single_wrong_bits_of_a_mask_are_found(name, dtype):
+    """bench/probe_errors.py does the same on real shapes. The window is longer than what is tried."""
+    forward = CausalLM(
+        build_model(name, dtype, **({"sliding_window": 512} if name == "gemma3" else {}))
+    ).forward
+    assert probe(forward).mode == "tree"
+    for fault, start in FAULTS.items():
+        if "window" not in fault or name == "gemma3":
+            found = probe(forward, sessions={"tree": start})
+            assert found.mode == "recompute", fault
+            assert "of what a wrong token changes" in found.rejected["tree"]
+
+
+def test_rounding_alone_would_hide_a_visible_sibling(monkeypatch):
+    """Without passes in float32, one has to allow so much that a fault passes."""
+    forward = CausalLM(build_model("llama", torch.bfloat16)).forward
+    monkeypatch.setattr(type(forward), "runs_modules", False)
+    assert probe(forward, sessions={"tree": FAULTS["one sibling visible"]}).mode == "tree"
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_state_that_is_kept_in_modules_is_found(rows):
+    """Such a model is right as long as one text is written at a time."""
+    model = build_model()
+    stock, state = model.forward, [0]
+
+    def counting(input_ids=None, attention_mask=None, past_key_values=None, **kwargs):
+        is_new = past_key_values is None or past_key_values.get_seq_length() == 0
+        output = stock(input_ids, attention_mask, past_key_values=past_key_values, **kwargs)
+        sums = input_ids.cumsum(-1)[..., -output.logits.shape[1] :] + (0 if is_new else state[0])
+        if past_key_values is not None:
+            state[0] = sums[0, -1]
+        output.logits[..., 0] += sums % 11
+        return output
+
+    counting.__signature__ = inspect.signature(stock)
+    model.forward = counting
+    found = probe(CausalLM(model).forward, num_rows=rows)
+    assert found.mode == "recompute"
+    assert "another session" in found.rejected["off"] or rows == 2
+
+
+@torch.inference_mode()
+def test_passes_in_full_precision_are_those_of_the_model_in_float32():
+    rounded = build_model("gemma2", torch.bfloat16)
+    precise = copy.deepcopy(rounded).float()
+    tokens = torch.tensor([[5, 6, 7, 8]])
+    expected = precise(tokens).logits
+    with FullPrecision():
+        found = rounded(tokens).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert (rounded(tokens).logits.float() - expected).abs().max() > 1e-3
+    assert all(parameter.dtype is torch.bfloat16 for parameter in rounded.parameters())

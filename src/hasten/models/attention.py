@@ -6,6 +6,8 @@ as wide as the keys the cache returns. Models that mix full and sliding layers t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +63,21 @@ class AttentionKinds:
                 allowed = visible & (query_positions[:, :, None] // size == key_positions[:, None, :] // size)
             found[kind] = allowed
         return found
+
+
+@contextmanager
+def short_windows(config: Any, size: int = 6) -> Iterator[None]:
+    """Meanwhile, windows and chunks of a config are so many tokens: short texts reach beyond them."""
+    names = [name for name in _WINDOWS.values() if name is not None]
+    before = {name: getattr(config, name, None) for name in names}
+    longer = {name: value for name, value in before.items() if type(value) is int and value > size}
+    for name in longer:
+        setattr(config, name, size)
+    try:
+        yield
+    finally:
+        for name, value in longer.items():
+            setattr(config, name, value)
 
 
 def additive_mask(allowed: Visible, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

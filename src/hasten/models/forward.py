@@ -20,6 +20,10 @@ PREFILL_CHUNK = 512
 class Forward:
     """Calls the model with what its signature accepts."""
 
+    runs_modules = True
+    """whether passes are computed by torch's operations"""
+    rows_are_exact = False
+    """whether the logits of a token have the same bits whatever else is in its pass"""
     can_pack_prompts = True
     """whether several prompts may lie in one row of a pass"""
     _prefix = ""
@@ -115,6 +119,10 @@ class Forward:
         if cache is not None:
             arguments[self._cache_argument] = cache
         return arguments
+
+    def plain_passes(self) -> Any:
+        """What computes plain passes over whole texts in the way of passes with a cache; called like this."""
+        return self
 
     def select(self, rows: list[int]) -> Forward:
         """The same model for these rows of a batch; a causal model knows nothing of rows but their tokens."""

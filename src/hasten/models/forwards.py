@@ -145,7 +145,7 @@ def _recorded(model: Any) -> tuple[GraphedForward | None, str]:
     if getattr(model.config, "is_encoder_decoder", False):
         return None, "it reads a source as well"
     forward = GraphedForward(model, recorder)
-    is_right = reproduces_plain_passes(forward, TreeSession(forward))
+    is_right = reproduces_plain_passes(forward, lambda: TreeSession(forward))
     if forward.why_not or not is_right:
         return None, forward.why_not or "its logits over a tree are not those of plain passes"
     return forward, ""
@@ -165,6 +165,8 @@ def _compiled(model: Any) -> tuple[CompiledForward | None, str, float]:
     try:
         forward = CompiledForward(model, CompiledModel(model, blueprint))
         why_not, gain = reference.compare(forward)
+        if not why_not and not reproduces_plain_passes(forward, lambda: TreeSession(forward)):
+            why_not = "its logits over a tree are not those of compiled passes over plain texts"
     except Unsupported as problem:
         why_not, gain = str(problem), 0.0
     if why_not:

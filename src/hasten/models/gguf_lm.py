@@ -120,7 +120,7 @@ class GgufLM(Target):
             mode: lambda _, options=options: self._session(None, options)  # type: ignore[misc]
             for mode, options in _MODES.items()
         }
-        found = probe(_Passes(self), sessions=starts)
+        found = probe(_Passes(self), num_rows=1, sessions=starts)
         if found.mode not in _MODES:
             reasons = "; ".join(f"{mode}: {reason}" for mode, reason in found.rejected.items())
             raise ModelError(f"llama.cpp gives no two passes of this model the same logits ({reasons})")

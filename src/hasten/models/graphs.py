@@ -104,6 +104,8 @@ class GraphedForward(Forward):
         recorder: what records.
     """
 
+    runs_modules = False
+
     def __init__(self, model: Any, recorder: Recorder) -> None:
         super().__init__(model)
         self.why_not = ""

@@ -157,7 +157,7 @@ def can_share_prefixes(forward: Forward) -> bool:
         return False
     if any(AttentionKinds.of(forward.text_config).sizes.values()) or forward.text_config.sub_configs:
         return False
-    return reproduces_plain_passes(forward, _FirstOfTwoRows(forward))
+    return reproduces_plain_passes(forward, lambda: _FirstOfTwoRows(forward))
 
 
 class _FirstOfTwoRows:

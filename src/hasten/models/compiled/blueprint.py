@@ -100,7 +100,7 @@ def _read(model: Any) -> Blueprint:
     head = Matrix(head_parent, (head_name,))
     if type(head.layers[0]) is not nn.Linear:
         raise Unsupported(f"its head is a {type(head.layers[0]).__name__}")
-    last_norm = _first(base, "norm", "final_layernorm", "final_layer_norm")
+    last_norm = _last_norm(base)
     _refuse_other_weights(model, layers, [last_norm, *head.layers, embedding])
     return Blueprint(
         layers,
@@ -238,38 +238,57 @@ def _up(mlp: Any) -> Matrix:
 
 
 def _sizes(config: Any, base: Any, layers: list[LayerPlan], model: Any) -> dict[str, Any]:
-    attention: Any = layers[0].matrices[0].parent
     qkv, out, _, down = (matrix.layers for matrix in layers[0].matrices)
     kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     heads = config.num_attention_heads
     head_size = out[0].in_features // heads
     if sum(layer.out_features for layer in qkv) != (heads + 2 * kv_heads) * head_size:
         raise Unsupported("its projections have other sizes than its heads")
-    norms = [norm for layer in layers for norm in layer.norms if norm is not None]
-    of_queries: Any = layers[0].norms[4]
-    whole = of_queries is not None and of_queries.weight.numel() != head_size
-    before, before_mlp = layers[0].norms[0], layers[0].norms[2]
-    middle = before is not None and before is before_mlp  # one norm for both halves: they run side by side
+    facts = [_layer_sizes(plan, layer, head_size) for plan, layer in zip(layers, base.layers, strict=True)]
+    last_norm = _last_norm(base)
+    facts.append({**facts[0], "norm_kind": norm_kind(last_norm), "eps": _eps(last_norm)})
+    if different := {name for one in facts for name in one if one[name] != facts[0][name]}:
+        raise Unsupported(f"its layers differ in {min(different)}")
     embedding = model.get_input_embeddings()
     return {
-        "norm_kind": norm_kind(norms[0]),
-        "is_norm_of_all_heads": whole,
-        "eps": float(_eps(norms[0])),
-        "activation": _activation(_first(layers[0].matrices[2].parent, *_ACTIVATION_NAMES)),
-        "is_gated": layers[0].matrices[2].turns == 2,
-        "is_parallel": bool(getattr(base.layers[0], "use_parallel_residual", middle)) or middle,
+        **facts[0],
         "num_heads": heads,
         "num_kv_heads": kv_heads,
         "head_size": head_size,
         "hidden_size": qkv[0].in_features,
         "inner_size": down[0].in_features,
-        "score_scale": float(attention.scaling),
-        "score_cap": float(getattr(attention, "attn_logit_softcapping", None) or 0.0),
         "embedding_scale": _embedding_scale(embedding) * float(getattr(base, "embedding_multiplier", 1.0)),
-        "residual_scale": float(getattr(base.layers[0], "residual_multiplier", 1.0)),
         "logit_scale": 1.0 / float(getattr(config, "logits_scaling", 1.0)),
         "logit_cap": float(getattr(config, "final_logit_softcapping", None) or 0.0),
     }
+
+
+def _layer_sizes(plan: LayerPlan, layer: Any, head_size: int) -> dict[str, Any]:
+    """What the compiled pass takes to be the same in all layers."""
+    attention: Any = plan.matrices[0].parent
+    norms = [norm for norm in plan.norms if norm is not None]
+    kinds = {(norm_kind(norm), _eps(norm)) for norm in norms}
+    if len(kinds) != 1:
+        raise Unsupported("its norms are of several kinds")
+    [(kind, eps)] = kinds
+    of_queries: Any = plan.norms[4]
+    before, before_mlp = plan.norms[0], plan.norms[2]
+    middle = before is not None and before is before_mlp  # one norm for both halves: they run side by side
+    return {
+        "norm_kind": kind,
+        "eps": eps,
+        "is_norm_of_all_heads": of_queries is not None and of_queries.weight.numel() != head_size,
+        "activation": _activation(_first(plan.matrices[2].parent, *_ACTIVATION_NAMES)),
+        "is_gated": plan.matrices[2].turns == 2,
+        "is_parallel": bool(getattr(layer, "use_parallel_residual", middle)) or middle,
+        "score_scale": float(attention.scaling),
+        "score_cap": float(getattr(attention, "attn_logit_softcapping", None) or 0.0),
+        "residual_scale": float(getattr(layer, "residual_multiplier", 1.0)),
+    }
+
+
+def _last_norm(base: Any) -> Any:
+    return _first(base, "norm", "final_layernorm", "final_layer_norm")
 
 
 def _embedding_scale(embedding: Any) -> float:
@@ -290,7 +309,7 @@ _ACTIVATION_NAMES = ("act_fn", "activation_fn", "act")
 
 
 def _activation(function: Any) -> int:
-    x = torch.linspace(-6, 6, 97)
+    x = torch.cat((torch.linspace(-6, 6, 97), *(size * torch.linspace(-1, 1, 9) for size in (30, 100, 1e4))))
     known = {
         "silu": functional.silu(x),
         "gelu_tanh": functional.gelu(x, approximate="tanh"),
@@ -300,7 +319,7 @@ def _activation(function: Any) -> int:
     }
     given = function(x)
     for index, name in enumerate(ACTIVATIONS):
-        if float((given - known[name]).abs().max()) < 1e-5:
+        if torch.allclose(given, known[name], atol=1e-5, rtol=1e-5):
             return index
     raise Unsupported(f"{type(function).__name__} is no activation it knows")
 
@@ -326,9 +345,10 @@ def _norm_parameters(norm: Any) -> tuple[int, torch.Tensor, torch.Tensor]:
     bias = getattr(single, "bias", None)
     bias = torch.zeros_like(weight) if bias is None else bias.detach()
     x = torch.linspace(-1, 3, weight.numel())[torch.randperm(weight.numel(), generator=torch.Generator())]
+    x = torch.stack([size * x for size in (1.0, 1e-4, 1e4)])  # of small values, eps is the larger part
     expected = single(x).detach()
-    square = x / (x.square().mean() + _eps(norm)).sqrt()
-    centred = functional.layer_norm(x, x.shape, eps=_eps(norm))
+    square = x / (x.square().mean(-1, keepdim=True) + _eps(norm)).sqrt()
+    centred = functional.layer_norm(x, x.shape[-1:], eps=_eps(norm))
     for kind, even, factor in (
         (RMS_NORM, square, weight),
         (RMS_NORM, square, 1 + weight),

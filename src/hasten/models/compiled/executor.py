@@ -46,9 +46,15 @@ class VisibleSlots:
 class CompiledForward(Forward):
     """Passes over a SlotCache run compiled; all others run the modules, which read the same weights."""
 
+    runs_modules = False
+    rows_are_exact = True
+
     def __init__(self, model: Any, plan: CompiledModel) -> None:
         super().__init__(model)
         self._plan = plan
+
+    def plain_passes(self) -> _CausalPasses:
+        return _CausalPasses(self)
 
     def mask(self, visible: dict[str, Visible]) -> VisibleSlots:
         return VisibleSlots(np.stack([*visible.values()]))
@@ -78,12 +84,35 @@ class CompiledForward(Forward):
         return self._plan.run(token_ids, position_ids, attention_mask.slots, cache, logits_to_keep)
 
 
+class _CausalPasses:
+    """See probe.PlainPasses: passes over whole texts that run compiled too."""
+
+    def __init__(self, forward: CompiledForward) -> None:
+        self._forward = forward
+        self.vocab_size, self.dtype, self.text_config = forward.vocab_size, forward.dtype, forward.text_config
+
+    def __call__(
+        self,
+        token_ids: NDArray[np.int64],
+        position_ids: NDArray[np.int64],
+        attention_mask: None = None,
+        cache: None = None,
+        logits_to_keep: int = 0,
+    ) -> torch.Tensor:
+        causal = np.tri(token_ids.shape[1], dtype=np.bool_)[None]
+        kinds = AttentionKinds.of(self.text_config)
+        mask = self._forward.mask(kinds.visible(causal, position_ids, position_ids))
+        return self._forward(token_ids, position_ids, mask, SlotCache(), logits_to_keep)
+
+    def select(self, rows: list[int]) -> _CausalPasses:
+        return self
+
+
 class Reference:
     """Logits of a short text as the model itself computes them, and how long it takes for them."""
 
     def __init__(self, model: Any) -> None:
         forward = Forward(model)
-        self._kinds = AttentionKinds.of(forward.text_config)
         size = min(_REFERENCE_TOKENS, forward.text_config.max_position_embeddings)
         self._token_ids = np.random.default_rng(0).integers(0, forward.vocab_size, (1, size))
         self._positions = np.arange(size)[None]
@@ -96,13 +125,9 @@ class Reference:
 
         Wrong may be those of the compiled pass, and those of the modules that read the tiles.
         """
-        size = self._positions.shape[1]
-        visible = self._kinds.visible(np.tri(size, dtype=np.bool_)[None], self._positions, self._positions)
-        mask = forward.mask(visible)
+        compiled = forward.plain_passes()
         with forward.undisturbed():
-            logits, seconds = _second_run(
-                lambda: forward(self._token_ids, self._positions, mask, SlotCache())
-            )
+            logits, seconds = _second_run(lambda: compiled(self._token_ids, self._positions))
         of_modules = forward(self._token_ids, self._positions, None, None)
         allowed = _ALLOWED[forward.dtype] * float(self._logits.abs().max())
         for whose, found in (("logits", logits), ("logits of its modules over tiles", of_modules)):

@@ -22,7 +22,7 @@ SILU, GELU_TANH, GELU, RELU, _ = range(len(ACTIVATIONS))
 _F = np.float32
 _LOG2_E, _MAGIC = _F(1.4426950408889634), _F(12582912.0)  # adding the second rounds to a whole number
 _LN2_HIGH, _LN2_LOW = _F(0.693359375), _F(-2.12194440e-4)
-_LEAST = _F(-87.0)
+_LEAST, _MOST = _F(-87.0), _F(89.0)
 HIDDEN = _F(-3e38)
 """The score of a slot that a row may not see; its weight is exactly 0."""
 
@@ -33,8 +33,8 @@ _sums = numba.njit(nogil=True, error_model="numpy", fastmath={"reassoc", "nsz"})
 
 @_inline
 def exp(x):
-    """e**x for x <= 88 to about 2e-7, 0 below -87; no branches, so loops over it become vectors."""
-    bounded = max(x, _LEAST)
+    """e**x to about 2e-7, 0 below -87, infinite above 88.3; no branches, so loops over it become vectors."""
+    bounded = min(max(x, _LEAST), _MOST)
     power = (bounded * _LOG2_E + _MAGIC) - _MAGIC
     rest = bounded - power * _LN2_HIGH - power * _LN2_LOW
     value = _F(1.3981999507e-3) + rest * _F(1.9875691500e-4)
@@ -50,7 +50,8 @@ def exp(x):
 @_inline
 def tanh(x):
     bounded = min(max(x, _F(-15.0)), _F(15.0))
-    return _F(1.0) - _F(2.0) / (exp(_F(2.0) * bounded) + _F(1.0))
+    value = _F(1.0) - _F(2.0) / (exp(_F(2.0) * bounded) + _F(1.0))
+    return x if np.isnan(x) else value
 
 
 @numba.njit(nogil=True, error_model="numpy")
@@ -143,11 +144,21 @@ def activate(kind, values):
             values[lane] = positive if kind == RELU else positive * positive
 
 
+@_sums
+def _zero_or_nan(row, visible):
+    """NaN if a visible score is: exp would make a number of it, and a broken model would seem sound."""
+    total = _F(0.0)
+    for place in range(len(row)):
+        total += row[place] * _F(0.0) if visible[place] else _F(0.0)
+    return total
+
+
 @numba.njit(nogil=True, error_model="numpy", fastmath={"nnan", "nsz"})
 def softmax_weights(scores, at, count, visible, softcap):
     """Turn a row of scores into e**(score - largest), 0 where hidden; the sum is the caller's."""
     stay_apart()
     row = scores[at : at + count]
+    poison = _zero_or_nan(row, visible)
     if softcap > 0:
         for slot in range(count):
             row[slot] = softcap * tanh(row[slot] / softcap)
@@ -157,4 +168,4 @@ def softmax_weights(scores, at, count, visible, softcap):
         row[slot] = score
         largest = max(largest, score)
     for slot in range(count):
-        row[slot] = exp(row[slot] - largest)
+        row[slot] = exp(row[slot] - largest) + poison
