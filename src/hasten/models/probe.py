@@ -202,7 +202,9 @@ class _Text:
     def random(cls, plain: PlainPasses, seed: int, shorter: int = 0) -> _Text:
         high = min(plain.vocab_size, 20_000)
         size = _NUM_NODES + _NUM_DECOYS + 8 - shorter + _hidden_window(plain.text_config)
-        return cls(np.random.default_rng(seed).choice(high, size, replace=high < size).tolist())
+        # T5Gemma hides pad tokens from a plain pass, wherever they are.
+        choices = np.setdiff1d(np.arange(high), [getattr(plain.text_config, "pad_token_id", None) or 0])
+        return cls(np.random.default_rng(seed).choice(choices, size, replace=len(choices) < size).tolist())
 
     @property
     def nodes(self) -> list[int]:
