@@ -27,6 +27,10 @@ demo-real: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n 2
 
+# Whole products of architectures, drafters, samplings and batches as well.
+test-all: $(READY)
+	$(BIN)/python -m pytest -n 2 -m ""
+
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

@@ -19,6 +19,7 @@ from transformers import (
 import hasten
 from adversaries import ADVERSARIES, EOS, VOCAB, Adversary, Oracle, trees
 from conftest import ARCHITECTURES, DRAFTING, each_alone, finest_dtype, shared_file, with_index
+from coverings import some_of
 from hasten.core import Acceptance, SamplingParams
 from hasten.drafters import DRAFTERS, CombinedDrafter, Resources
 from hasten.verify import VERIFIERS, Verifier
@@ -101,15 +102,13 @@ def test_plain_greedy_is_generate_of_transformers_in_float64(models, name):
             assert output.token_ids == expected
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize("params", PARAMS)
+@some_of(3, name=ARCHITECTURES, params=PARAMS)
 def test_a_ragged_batch_is_its_rows_alone(models, plain, name, params):
     batch = models(name).generate(PROMPTS, PARAMS[params], drafter="off")
     assert texts(batch) == texts(plain(name, params))
 
 
-@pytest.mark.parametrize("drafter", DRAFTER_NAMES)
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@some_of(8, name=ARCHITECTURES, drafter=DRAFTER_NAMES)
 def test_every_drafter_writes_the_plain_text_on_every_architecture(models, plain, name, drafter):
     lm = models(name)
     for params in ("greedy", "sampled"):
@@ -122,9 +121,12 @@ def test_every_drafter_writes_the_plain_text_on_every_architecture(models, plain
         assert (drafted > 0) == (ARCHITECTURES[name][2] != "off")
 
 
-@pytest.mark.parametrize("batch_size", [4, 16])
-@pytest.mark.parametrize("drafter", ["off", *DRAFTER_NAMES])
-@pytest.mark.parametrize("name", ["llama", "gemma3", "bloom-alibi", "lfm2-hybrid"])
+@some_of(
+    7,
+    name=["llama", "gemma3", "bloom-alibi", "lfm2-hybrid"],
+    drafter=["off", *DRAFTER_NAMES],
+    batch_size=[4, 16],
+)
 def test_batches_write_what_each_prompt_gets_alone(models, plain, name, drafter, batch_size):
     lm = models(name)
     for params in ("sampled", "ending"):
@@ -139,8 +141,11 @@ def test_batches_write_what_each_prompt_gets_alone(models, plain, name, drafter,
             assert texts(found) == texts(plain(name, params, many=True))
 
 
-@pytest.mark.parametrize("drafter", [name for name in DRAFTER_NAMES if name.startswith("draft")])
-@pytest.mark.parametrize("params", ["greedy", "sampled", "truncated"])
+@some_of(
+    3,
+    drafter=[name for name in DRAFTER_NAMES if name.startswith("draft")],
+    params=["greedy", "sampled", "truncated"],
+)
 def test_every_tree_of_a_draft_model_is_exact_alone_and_in_batches_of_8(models, drafter, params):
     lm = models()
     prompts = MANY[:8]
@@ -154,8 +159,7 @@ def test_every_tree_of_a_draft_model_is_exact_alone_and_in_batches_of_8(models, 
         assert sum(each.num_accepted_tokens + each.resting_steps.total() for each in stats) > 0
 
 
-@pytest.mark.parametrize("drafter", [*DRAFTER_NAMES, "suffix+token-recycling"])
-@pytest.mark.parametrize("params", PARAMS)
+@some_of(4, drafter=[*DRAFTER_NAMES, "suffix+token-recycling"], params=PARAMS)
 def test_every_drafter_is_exact_cold_and_warm(models, plain, params, drafter):
     lm = models()
     expected = texts(plain("llama", params))
@@ -174,8 +178,7 @@ def test_a_text_written_before_is_mostly_accepted(models, drafter):
     assert runs[0].token_ids == runs[-1].token_ids
 
 
-@pytest.mark.parametrize("params", ["greedy", "sampled"])
-@pytest.mark.parametrize("name", DRAFTING)
+@some_of(2, name=DRAFTING, params=["greedy", "sampled"])
 def test_long_accepted_runs_are_exact_in_every_mode(models, plain, name, params):
     lm = models(name)
     for prompt, expected in zip(PROMPTS, plain(name, params), strict=True):
@@ -185,9 +188,12 @@ def test_long_accepted_runs_are_exact_in_every_mode(models, plain, name, params)
         assert found.stats.mean_acceptance_length > 2
 
 
-@pytest.mark.parametrize("params", PARAMS)
-@pytest.mark.parametrize("adversary", ADVERSARIES)
-@pytest.mark.parametrize("name", ["llama", "gemma3", "bloom-alibi", "lfm2-hybrid", "rwkv"])
+@some_of(
+    5,
+    name=["llama", "gemma3", "bloom-alibi", "lfm2-hybrid", "rwkv"],
+    adversary=ADVERSARIES,
+    params=PARAMS,
+)
 def test_hostile_drafters_change_nothing(models, plain, name, adversary, params):
     drafter = Adversary(ADVERSARIES[adversary])
     found = models(name).generate(PROMPTS, PARAMS[params], drafter=drafter, num_draft_tokens=256)
@@ -235,8 +241,7 @@ PROCESSORS = {
 }
 
 
-@pytest.mark.parametrize("processors", PROCESSORS)
-@pytest.mark.parametrize("name", ["llama", "bloom-alibi", "lfm2-hybrid"])
+@some_of(2, name=["llama", "bloom-alibi", "lfm2-hybrid"], processors=PROCESSORS)
 def test_processors_see_the_text_as_in_plain_decoding(models, name, processors):
     lm = models(name)
     for temperature in (0.0, 0.8):

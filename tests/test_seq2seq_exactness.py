@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from adversaries import ADVERSARIES, Adversary, Oracle
+from coverings import some_of
 from hasten.core import SamplingParams
 from hasten.drafters.aggressive import AggressiveDecoding
 from hasten.engine import LanguageModel
@@ -115,8 +116,7 @@ def test_rows_leave_a_batch_at_different_times(plain):
         assert len({len(output.token_ids) for output in plain(name, "ending")}) > 2
 
 
-@pytest.mark.parametrize("drafter", DRAFTER_NAMES)
-@pytest.mark.parametrize("name", SEQ2SEQ)
+@some_of(7, name=SEQ2SEQ, drafter=DRAFTER_NAMES)
 def test_every_drafter_writes_the_plain_text(seq2seq, plain, name, drafter):
     lm = seq2seq(name)
     sources = sources_for(name)
@@ -133,9 +133,12 @@ def test_every_drafter_writes_the_plain_text(seq2seq, plain, name, drafter):
     assert drafted > 0
 
 
-@pytest.mark.parametrize("params", PARAMS)
-@pytest.mark.parametrize("adversary", ADVERSARIES)
-@pytest.mark.parametrize("name", ["t5-gated", "marian-two-vocabularies", "whisper", "t5gemma"])
+@some_of(
+    5,
+    name=["t5-gated", "marian-two-vocabularies", "whisper", "t5gemma"],
+    adversary=ADVERSARIES,
+    params=PARAMS,
+)
 def test_hostile_drafters_change_nothing(seq2seq, plain, name, adversary, params):
     drafter = Adversary(ADVERSARIES[adversary])
     found = seq2seq(name).generate(sources_for(name), PARAMS[params], drafter=drafter, num_draft_tokens=256)

@@ -15,6 +15,7 @@ from hypothesis import given, settings, strategies as st
 from adversaries import ADVERSARIES, Adversary, Oracle, trees
 from compiled_models import ALL, accept, all_logits, compiled, decoder, last_logits, text_of, torch_threads
 from conftest import VOCAB, each_alone
+from coverings import some_of
 from hasten.core import SamplingParams
 from hasten.engine import LanguageModel
 from hasten.models.causal_lm import CausalLM
@@ -209,9 +210,7 @@ def test_a_pass_may_ask_for_the_last_logits_only(forward_of):
         assert torch.equal(last, every[:, 7 - count :])
 
 
-@pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("drafter", [*DRAFTERS, *ADVERSARIES])
-@pytest.mark.parametrize("dtype", DTYPES)
+@some_of(3, drafter=[*DRAFTERS, *ADVERSARIES], dtype=DTYPES, params=[GREEDY, SAMPLED])
 def test_drafts_change_no_token(writer_of, dtype, drafter, params):
     lm = writer_of(dtype)
     expected = [one.token_ids for one in each_alone(lm, PROMPTS, params)]
