@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import hasten.compile_cache  # noqa: F401 - before what is compiled
 from hasten.core import System
 from hasten.drafters.aded import SYSTEM as ADED_SYSTEM, Aded
 from hasten.drafters.aggressive import GAD_SYSTEM, SYSTEM as IAD_SYSTEM, AggressiveDecoding

@@ -1,5 +1,6 @@
 """The only place that knows transformers: probe, forward, cache, keep; and the bundled models."""
 
+import hasten.compile_cache  # noqa: F401 - before what is compiled
 from hasten.core import System
 from hasten.models.causal_lm import CausalLM
 from hasten.models.prepacking import SYSTEM as PREPACKING_SYSTEM

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+import hasten.compile_cache  # noqa: F401 - before what is compiled
 from hasten.core import Acceptance, Guarantee, Proposals, Sequence, System
 from hasten.errors import ConfigError
 from hasten.tree import DraftTree

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import hasten.compile_cache  # noqa: F401 - before what is compiled
 from hasten.diffusion.constraints.automaton import TokenAutomaton
 from hasten.diffusion.constraints.base import AllowedTokens, Constraint, ConstraintRun
 from hasten.diffusion.constraints.cfg import Grammar
