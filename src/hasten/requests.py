@@ -185,7 +185,9 @@ class Requests:
     def _token_ids(self, prompt: Prompt, **options: bool) -> list[int]:
         if isinstance(prompt, str):
             if self.tokenizer is None:
-                raise PromptError("this model was loaded without a tokenizer: give token ids, or tokenizer=")
+                raise PromptError(
+                    "this model was loaded without a tokenizer: give token ids, or tokenizer= with a model object"
+                )
             if not prompt:
                 raise PromptError(
                     "the prompt is empty; to start from nothing, give the token id of a start token"
@@ -258,11 +260,12 @@ class Requests:
         max_tokens = min(params.max_new_tokens, room)
         stream = TextStream(self.detokeniser, params.stop_strings) if params.stop_strings else None
         stop_rule = StopConditions(stop_token_ids, max_tokens, stream)
-        processors = own_processors(params.logits_processors, is_only=is_only)
-        if isinstance(self.target, Seq2SeqLM):
-            processors = self.target.logits_processors(
-                length, length + max_tokens, start.source_ids, processors
-            )
+        processors = self.target.logits_processors(
+            length,
+            length + max_tokens,
+            start.source_ids,
+            own_processors(params.logits_processors, is_only=is_only),
+        )
         sequence = Sequence(
             token_ids=list(start.token_ids),
             prompt_length=length,

@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 import torch
 
-from hasten.core import Sequence
+from hasten.core import LogitsProcessor, Sequence
 from hasten.errors import ConfigError, ModelError
 from hasten.models.forward import Forward
+from hasten.models.generation_settings import demanded_processors, warn_of_suggestions
 from hasten.models.packed import PackedLinear
 from hasten.models.probe import SESSIONS, Mode, ProbeResult, probe
 from hasten.models.session import Session
@@ -45,6 +46,7 @@ class CausalLM(Target):
         self.forward = forward or self._forward_of(model.eval())
         self._mode = mode
         self._shared_prefix = shared_prefix
+        self._has_warned = False
 
     def _forward_of(self, model: Any) -> Forward:
         if getattr(model.config, "is_encoder_decoder", False) or not hasattr(model, "generate"):
@@ -100,6 +102,22 @@ class CausalLM(Target):
         if self.probe.mode == "tree" and self._shared_prefix == "auto":
             return SharedPrefixSession(self.forward, lambda: self.can_share_prefixes)
         return SESSIONS[self.probe.mode](self.forward)
+
+    def logits_processors(
+        self,
+        prompt_length: int,
+        max_length: int,
+        source_ids: AbstractSequence[int],
+        given: AbstractSequence[LogitsProcessor] = (),
+    ) -> list[LogitsProcessor]:
+        """See Target."""
+        model = self.forward.model
+        if not self._has_warned:
+            self._has_warned = True
+            warn_of_suggestions(model)
+        replaced = {type(process) for process in given}
+        own = demanded_processors(model, prompt_length, max_length, self.device)
+        return [*(process for process in own if type(process) not in replaced), *given]
 
     def num_bytes(self) -> int:
         """Memory of the weights, packed ones included."""

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 import torch
 
-from hasten.core import Acceptance, Sequence
+from hasten.core import Acceptance, LogitsProcessor, Sequence
 from hasten.errors import PromptError
 from hasten.models.probe import ProbeResult
 from hasten.models.session import Session
@@ -75,6 +75,21 @@ class Target(ABC):
             raise PromptError(
                 f"the prompt has {len(token_ids)} tokens, the context holds {limit}; shorten the prompt"
             )
+
+    def logits_processors(
+        self,
+        prompt_length: int,
+        max_length: int,
+        source_ids: AbstractSequence[int],
+        given: AbstractSequence[LogitsProcessor] = (),
+    ) -> list[LogitsProcessor]:
+        """Those of one text: what the model's own settings demand, then the caller's, which replace any of
+        the same type.
+
+        Args:
+            max_length: where a forced end of text stands, prompt included.
+        """
+        return list(given)
 
     def undisturbed(self) -> AbstractContextManager[None]:
         """What to hold during a step, so that nothing else takes the processor from its passes."""
