@@ -186,7 +186,7 @@ class Requests:
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise PromptError(
-                    "this model was loaded without a tokenizer: give token ids, or tokenizer= with a model object"
+                    "this model was loaded without a tokenizer: give token ids, or tokenizer= with an object"
                 )
             if not prompt:
                 raise PromptError(
