@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import hasten
-from conftest import build_model
+from conftest import VOCAB, build_model
 from hasten.core import SamplingParams
 from hasten.drafters import AUTO, DRAFTERS
 from hasten.drafters.store import forget_store, load_store, read_store, save_store
@@ -18,7 +21,7 @@ from hasten.models.causal_lm import CausalLM
 
 PROMPT = [5, 9, 13, 22] * 4
 PARAMS = SamplingParams(max_new_tokens=24, ignore_eos=True)
-LEARNING = [*AUTO, "auto"]
+LEARNING = [*(name for name in AUTO if name != "logitspec"), "auto"]
 
 
 def taught(models, drafter="auto"):
@@ -259,3 +262,66 @@ def test_what_is_in_a_store(models, tmp_path):
     with pytest.raises(StoreError, match="not a readable store"):
         forget_store(tmp_path / "thesis")
     assert (tmp_path / "thesis").exists()
+
+
+EXTREMES = [
+    2**62,
+    2**63 - 1,
+    2**31 - 1,
+    -(2**63),
+    -(2**31),
+    -2,
+    -1,
+    0,
+    1,
+    VOCAB,
+    np.nan,
+    np.inf,
+    -np.inf,
+    1e300,
+]
+KEEPING = ["token-recycling", "aded", "suffix", "lookahead", "stand", "rasd", "auto"]
+
+
+@pytest.mark.parametrize("drafter", KEEPING)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_hostile_store_is_refused_or_harmless(models, drafter, data):
+    """Whatever numbers stand in its arrays, of the right shapes and types: an error, or the same text."""
+    lm = hostile_lm(models, drafter)
+    state = {key: value.copy() for key, value in lm.learnt.items()}
+    key = data.draw(st.sampled_from(sorted(key for key, value in state.items() if value.size)))
+    wrong, values = data.draw(st.sampled_from(EXTREMES)), state[key].reshape(-1)
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrong = np.asarray(wrong).astype(values.dtype)
+    values[data.draw(st.sampled_from([slice(None), slice(None, None, 7), slice(1, 2), slice(-1, None)]))] = (
+        wrong
+    )
+    try:
+        lm.drafter(drafter).restore(state)
+    except StoreError:
+        return
+    assert lm.generate(PROMPT, PARAMS, drafter=drafter, num_draft_tokens=12).token_ids == lm.text
+
+
+@pytest.mark.parametrize("drafter", ["suffix", "lookahead", "stand", "token-recycling", "aded"])
+def test_tokens_outside_the_vocabulary_are_refused(models, drafter):
+    lm = hostile_lm(models, drafter)
+    state = {key: value.copy() for key, value in lm.learnt.items()}
+    key = next(key for key in state if key.endswith(("/successors", "/token_ids")))
+    state[key].reshape(-1)[np.flatnonzero(state[key] >= 0)[0]] = 97
+    with pytest.raises(StoreError, match="96"):
+        lm.drafter(drafter).restore(state)
+
+
+_HOSTILE: dict[str, LanguageModel] = {}
+
+
+def hostile_lm(models, drafter):
+    """A model whose drafter learnt something, kept for all examples."""
+    if drafter not in _HOSTILE:
+        lm = _HOSTILE[drafter] = taught(models, drafter)
+        lm.learnt = {key: value.copy() for key, value in lm.drafter(drafter).state().items()}
+        lm.text = lm.generate(PROMPT, PARAMS, drafter="off").token_ids
+    return _HOSTILE[drafter]

@@ -266,8 +266,22 @@ class VeiledSampler(LawSampler, Protocol):
     """A sampler that can keep the noise of later positions from drafters."""
 
     guess_end: int | None
-    """``guess`` and ``noisy`` take the target's noise for positions before this one only, and from it on
+    """``guess``, ``noisy`` and ``noise`` take the target's noise for positions before this one only, and from it on
     other noise, independent of everything; None: there is no such position"""
+
+
+@runtime_checkable
+class NoisySampler(TokenSampler, Protocol):
+    """A sampler whose noise is a function of the position, so that drafts may add it to laws of their own."""
+
+    @property
+    def temperature(self) -> float:
+        """What scores are divided by before the noise is added; 0 when greedy."""
+        ...
+
+    def noise(self, position: int, vocab_size: int) -> NDArray[np.float32]:
+        """float32 [vocab]: the noise of the guess at a position. Not to be written to."""
+        ...
 
 
 class StopRule(Protocol):

@@ -117,6 +117,19 @@ class Sampler:
         """See LawSampler."""
         return self.params.temperature == 0
 
+    @property
+    def temperature(self) -> float:
+        """See NoisySampler."""
+        return self.params.temperature
+
+    def noise(self, position: int, vocab_size: int) -> NDArray[np.float32]:
+        """See NoisySampler."""
+        return gumbel_noise(self.seed, self.sample, position, vocab_size, self._guess_stream(position))
+
+    def _guess_stream(self, position: int) -> int:
+        is_veiled = self.guess_end is not None and position >= self.guess_end
+        return _GUESS_STREAM if is_veiled else 0
+
     def draws(self, logits: torch.Tensor) -> Callable[[int, list[int]], int]:
         """See TokenSampler. Raises ModelError at the first row that holds NaN."""
         if self.is_greedy and not self.processors:
@@ -198,8 +211,7 @@ class Sampler:
 
     def noisy(self, logits: torch.Tensor, position: int) -> torch.Tensor:
         """See TokenSampler."""
-        is_veiled = self.guess_end is not None and position >= self.guess_end
-        return self._noisy(logits.float(), position, _GUESS_STREAM if is_veiled else 0)
+        return self._noisy(logits.float(), position, self._guess_stream(position))
 
     def _noisy(self, scores: torch.Tensor, position: int, stream: int = 0) -> torch.Tensor:
         if self.params.temperature == 0:

@@ -131,6 +131,32 @@ def test_agreement_of_sources_is_worth_what_it_proves_to_be():
     assert alone.scores[alone.token_ids.tolist().index(11)] == pytest.approx(0.2, abs=0.1)
 
 
+def test_one_overconfident_source_does_not_outshout_the_others():
+    """One source claims 0.98 and is right half the time, another claims 0.5 of the same tokens, rightly."""
+    drafter = union(DraftTree([10], [-1], [0.98]), DraftTree([10], [-1], [0.5]))
+    sequence, rng = a_sequence(), np.random.default_rng(3)
+    for _ in range(60):
+        tree = drafter.propose(sequence, 9)
+        written = 10 if rng.random() < 0.5 else 90
+        drafter.observe(sequence, Observation(tree, Acceptance([], [written])))
+    assert drafter.propose(sequence, 9).scores[0] == pytest.approx(0.5, abs=0.1)
+
+
+def test_what_chosen_nodes_promise_in_sum_is_kept_in_sum():
+    """Twelve tokens, equally likely by what is known of them; chosen are those whose luck was best so far."""
+    rng = np.random.default_rng(4)
+    drafter = union(*(DraftTree([10 + i, 20 + i, 30 + i], [-1, -1, -1], [0.1, 0.08, 0.06]) for i in range(4)))
+    sequence, promised, kept = a_sequence(), 0.0, 0
+    for turn in range(3000):
+        tree = drafter.propose(sequence, 3)
+        written = int(rng.choice([*range(10, 14), *range(20, 24), *range(30, 34), 90], p=[0.05] * 12 + [0.4]))
+        if turn >= 300:
+            promised += float(tree.scores.sum())
+            kept += int(written in tree.token_ids)
+        drafter.observe(sequence, Observation(tree, Acceptance([], [written])))
+    assert promised == pytest.approx(kept, rel=0.05)
+
+
 def test_calibration_follows_a_text_that_changes():
     drafter, sequence = union(DraftTree([10], [-1], [0.5])), a_sequence()
     teach(drafter, sequence, np.random.default_rng(0), [0.95], 1000)
@@ -185,12 +211,12 @@ def test_what_was_learnt_can_be_saved_and_restored():
     assert np.array_equal(one.scores, other.scores)
 
 
-@pytest.mark.parametrize("key", ["calibration/by_source", "calibration/by_set"])
-@pytest.mark.parametrize("wrong", [-1.0, np.nan, np.inf])
-def test_counts_that_cannot_be_are_refused(key, wrong):
+@pytest.mark.parametrize("key", ["calibration/by_source", "calibration/by_set", "calibration/by_depth"])
+@pytest.mark.parametrize("wrong", [-1e6, 1e300, np.nan, np.inf])
+def test_a_calibration_that_cannot_be_is_refused(key, wrong):
     drafter = union(DraftTree())
     state = {name: value.copy() for name, value in drafter.state().items()}
-    state[key][0, 0, 0] = wrong
+    state[key][..., 0] = wrong
     with pytest.raises(StoreError, match=key):
         drafter.restore(state)
 

@@ -105,20 +105,22 @@ def test_the_budgeted_tree_holds_the_most_probable_paths(
     np.testing.assert_allclose(tree.scores, [prob for prob, _ in expected], rtol=1e-5)
 
 
-def test_the_template_has_the_papers_shape() -> None:
+TEMPLATE = """
+0 1 2 3 4 5 6 7
+00 01 02 03 04 05 06 07 10 11 12 13 20 21 22 30 31 40 50 60 70
+000 001 002 003 004 005 006 007 010 011 012 020 021 030 040 050 060 070 100 101 110 200 300 400 500
+0000 0001 0002 0003 0004 0010 0011 0020 0030 0040 0100 0200 1000 2000 3000
+00000 00001 00002 00010 00020 00100 01000 10000
+000000 000001 000100
+"""
+"""The published nodes as paths of ranks, breadth-first."""
+
+
+def test_the_template_has_the_papers_nodes() -> None:
     parents, ranks = template_nodes()
-    depths = DraftTree(ranks, parents).depths()
-    assert np.bincount(depths).tolist() == [0, 8, 21, 25, 15, 8, 3]
-    assert (parents < np.arange(80)).all()
-    assert (np.diff(depths) >= 0).all()
-    assert [int((parents == node).sum()) for node in range(8)] == [8, 4, 3, 2, 1, 1, 1, 1]
-    spine, fan_outs = -1, []
-    for _ in range(5):
-        fan_outs.append(int((parents == spine).sum()))
-        spine = int(np.flatnonzero((parents == spine) & (ranks == 0))[0])
-    assert fan_outs == [8, 8, 5, 3, 2]
-    for node in range(-1, 80):
-        assert ranks[parents == node].tolist() == list(range(int((parents == node).sum())))
+    tree = DraftTree(ranks, parents)
+    paths_of_ranks = ["".join(map(str, ranks[tree.path_to(node)])) for node in range(len(tree))]
+    assert paths_of_ranks == TEMPLATE.split()
 
 
 def test_the_template_is_filled_from_the_table() -> None:

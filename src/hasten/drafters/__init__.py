@@ -24,11 +24,13 @@ from hasten.drafters.copying import (
 from hasten.drafters.corpus_index import CorpusIndex
 from hasten.drafters.draft_model import SYSTEM as DRAFT_SYSTEM, DraftModel
 from hasten.drafters.jacobi import SYSTEM as JACOBI_SYSTEM, Jacobi
+from hasten.drafters.logitspec import SYSTEM as LOGITSPEC_SYSTEM, LogitSpec
 from hasten.drafters.lookahead import SYSTEM as LOOKAHEAD_SYSTEM, Lookahead
 from hasten.drafters.mask_tokens import LUD_SYSTEM, SPACE_SYSTEM, MaskTokens, default_mask_token
 from hasten.drafters.plain import NoDrafter
 from hasten.drafters.rasd import SYSTEM as RASD_SYSTEM, Rasd
 from hasten.drafters.rest import SYSTEM as REST_SYSTEM, Rest
+from hasten.drafters.stand import SYSTEM as STAND_SYSTEM, Stand
 from hasten.drafters.suffix import SAM_SYSTEM, SUFFIX_SYSTEM, SuffixDrafter
 from hasten.drafters.superposed import SYSTEM as SUPERPOSED_SYSTEM, Superposed
 from hasten.drafters.token_recycling import SYSTEM as TOKEN_RECYCLING_SYSTEM, TokenRecycling
@@ -124,14 +126,16 @@ def _continued(given: Resources) -> Drafter:
 
 DRAFTERS: dict[str, Callable[[Resources], Drafter]] = {
     "token-recycling": lambda given: TokenRecycling(given.vocab_size),
+    "logitspec": lambda given: LogitSpec(given.vocab_size),
+    "stand": lambda given: Stand(given.vocab_size),
     "token-recycling-template": lambda given: TokenRecycling(given.vocab_size, template=True),
-    "aded": lambda given: Aded(),
-    "suffix": lambda given: SuffixDrafter(),
+    "aded": lambda given: Aded(vocab_size=given.vocab_size),
+    "suffix": lambda given: SuffixDrafter(vocab_size=given.vocab_size),
     "prompt-lookup": lambda given: PromptLookup(),
     "copyspec": lambda given: CopySpec(),
     "aggressive": lambda given: AggressiveDecoding(),
     "llma": lambda given: Llma(),
-    "lookahead": lambda given: Lookahead(),
+    "lookahead": lambda given: Lookahead(vocab_size=given.vocab_size),
     "rest": lambda given: Rest(_index_of(given)),
     "rasd": lambda given: Rasd(given.index, TokenRecycling(given.vocab_size)),
     "space": lambda given: MaskTokens("space", mask_token_id=default_mask_token(given.target)),
@@ -160,7 +164,7 @@ DRAFTERS: dict[str, Callable[[Resources], Drafter]] = {
 }
 """name -> constructor, given what a drafter may be built from"""
 
-AUTO = ("token-recycling", "aded", "suffix")
+AUTO = ("stand", "logitspec", "suffix")
 """What "auto" combines."""
 
 SYSTEMS: tuple[System, ...] = (
@@ -181,6 +185,8 @@ SYSTEMS: tuple[System, ...] = (
     JACOBI_SYSTEM,
     TOKENSWIFT_SYSTEM,
     SUPERPOSED_SYSTEM,
+    STAND_SYSTEM,
+    LOGITSPEC_SYSTEM,
     DRAFT_SYSTEM,
     *TREE_SYSTEMS,
 )

@@ -251,17 +251,26 @@ class Aded:
         feed_candidates: learn the target's probabilities at every verified node too. They count like 25
             sightings shared out over the successors, and newer ones replace older ones.
         seed: of the search's random numbers.
+        vocab_size: the target's, to tell a store of other tokens.
     """
 
     name = "aded"
 
-    def __init__(self, *, capacity: int = 65536, feed_candidates: bool = True, seed: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        capacity: int = 65536,
+        feed_candidates: bool = True,
+        seed: int = 0,
+        vocab_size: int | None = None,
+    ) -> None:
         if capacity < PROBE_WINDOW:
             raise ConfigError(f"capacity={capacity} cannot work; it must be at least {PROBE_WINDOW}")
         if not 0 <= seed < 2**63:
             raise ConfigError(f"seed={seed} cannot work; it must be between 0 and 2**63 - 1")
         self.top_k = NUM_CANDIDATES if feed_candidates else 0
         self._seed = seed
+        self._vocab_size = 2**31 if vocab_size is None else vocab_size
         self._clock = 0
         self._heads = np.full((capacity, 2), EMPTY, np.int64)
         self._successors = np.full((capacity, NUM_SUCCESSORS), EMPTY, np.int32)
@@ -321,7 +330,7 @@ class Aded:
         heads = state["heads"].astype(np.int64)
         successors = state["successors"].astype(np.int32)
         values = state["values"].astype(np.float32)
-        check_table(heads, successors, values)
+        check_table(heads, successors, values, self._vocab_size)
         self._heads, self._successors, self._values = heads, successors, values
         self._clock = int(heads[:, LAST_USED].max()) + 1
 

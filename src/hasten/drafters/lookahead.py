@@ -34,7 +34,7 @@ from hasten.drafters.token_trie import (
     TokenTrie,
     child_of,
 )
-from hasten.errors import ConfigError
+from hasten.errors import ConfigError, StoreError
 from hasten.tree import DraftTree
 
 SYSTEM = System(
@@ -286,6 +286,7 @@ class Lookahead:
             these were, drafts nothing at all where both are 0.
         max_nodes, max_prompt_nodes: of one tree of outputs, and of one of a prompt.
         max_trees: different first tokens of a trie.
+        vocab_size: the target's, to tell a store of other tokens.
     """
 
     name = "lookahead"
@@ -304,6 +305,7 @@ class Lookahead:
         max_nodes: int = 512,
         max_prompt_nodes: int = 65536,
         max_trees: int = 8192,
+        vocab_size: int | None = None,
     ) -> None:
         window = max_query_length + branch_length
         _require(mode in FAN_OUTS, f"mode={mode!r}", f"one of {', '.join(FAN_OUTS)}")
@@ -320,6 +322,7 @@ class Lookahead:
         _require(min(max_nodes, max_prompt_nodes) >= window, bounds, path)
         _require(max_trees >= 1, f"max_trees={max_trees}", "at least 1")
         self._mode = mode
+        self._vocab_size = vocab_size
         self._branch_length = branch_length
         self._decoding_length = decoding_length
         self._max_query_length = max_query_length
@@ -369,6 +372,10 @@ class Lookahead:
         return self._outputs.arrays()
 
     def restore(self, state: dict[str, NDArray[np.generic]]) -> None:
+        token_ids = state.get("token_ids")
+        largest = -1 if token_ids is None else int(token_ids.max(initial=-1))
+        if self._vocab_size is not None and largest >= self._vocab_size:
+            raise StoreError(f"the lookahead trie's token_ids must lie between 0 and {self._vocab_size - 1}")
         self._outputs.restore(state)
 
     def _matches(self, prompt: TokenTrie, token_ids: list[int]) -> list[tuple[int, int, int]]:

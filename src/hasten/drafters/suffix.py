@@ -65,6 +65,9 @@ MAX_FAN_OUT = 64
 MIN_PATH_RATIO = 0.03
 """A path of counts rarer than this is not drafted (SuffixDecoding: 0.1, without a calibration after it)."""
 
+NO_VOCABULARY = 2**31
+"""Token ids are below this where no vocabulary was named."""
+
 RELIABILITY: NDArray[np.float64] = np.array([match_reliability(length) for length in range(FULL_MATCH + 1)])
 
 # Columns of what waits to become a node, and of the numbers that go with it.
@@ -224,6 +227,7 @@ class SuffixDrafter:
         max_tokens: bound of the store across sequences. Beyond it the oldest half of its documents goes and
             the automaton is built anew from the rest.
         store_prompts: keep prompts across sequences too, not only responses.
+        vocab_size: the target's, to tell a store of other tokens.
     """
 
     name = "suffix"
@@ -236,6 +240,7 @@ class SuffixDrafter:
         offset: float = 2.0,
         max_tokens: int = 200_000,
         store_prompts: bool = False,
+        vocab_size: int | None = None,
     ) -> None:
         if factor < 0 or offset < 0 or factor + offset < 1:
             raise ConfigError(
@@ -247,6 +252,7 @@ class SuffixDrafter:
         self._offset = float(offset)
         self._max_tokens = max_tokens
         self._store_prompts = store_prompts
+        self._vocab_size = NO_VOCABULARY if vocab_size is None else vocab_size
         self._documents: list[Tokens] = []
         self._shared = SuffixAutomaton()
         self._local: dict[Sequence, SuffixAutomaton] = {}
@@ -295,7 +301,7 @@ class SuffixDrafter:
         }
 
     def restore(self, state: dict[str, NDArray[np.generic]]) -> None:
-        token_ids, offsets = _checked(state)
+        token_ids, offsets = _checked(state, self._vocab_size)
         documents = np.split(token_ids, offsets[1:-1]) if len(offsets) > 1 else []
         self._documents = []
         self._shared = SuffixAutomaton()
@@ -320,7 +326,7 @@ class SuffixDrafter:
             self._shared.append(kept)
 
 
-def _checked(state: dict[str, NDArray[np.generic]]) -> tuple[Tokens, Tokens]:
+def _checked(state: dict[str, NDArray[np.generic]], vocab_size: int) -> tuple[Tokens, Tokens]:
     if state.keys() != {"token_ids", "offsets"}:
         raise StoreError(f"the suffix store needs token_ids and offsets, found {sorted(state)}")
     for key, dtype in (("token_ids", np.int32), ("offsets", np.int64)):
@@ -328,8 +334,8 @@ def _checked(state: dict[str, NDArray[np.generic]]) -> tuple[Tokens, Tokens]:
             found = f"{state[key].dtype} {state[key].shape}"
             raise StoreError(f"the suffix store's {key} must be {np.dtype(dtype)} and flat, found {found}")
     token_ids, offsets = state["token_ids"].astype(np.int64), state["offsets"].astype(np.int64)
-    if (token_ids < 0).any():
-        raise StoreError("the suffix store's token_ids must be 0 or more")
+    if ((token_ids < 0) | (token_ids >= vocab_size)).any():
+        raise StoreError(f"the suffix store's token_ids must lie between 0 and {vocab_size - 1}")
     rising = len(offsets) > 0 and bool((np.diff(offsets) > 0).all())
     if not rising or offsets[0] != 0 or offsets[-1] != len(token_ids):
         raise StoreError(f"the suffix store's offsets must rise from 0 to {len(token_ids)}")

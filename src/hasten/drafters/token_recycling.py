@@ -43,10 +43,10 @@ TEMPLATE_WIDTH = 8
 TEMPLATE_FAN_OUTS = (
     (8,),
     (8, 4, 3, 2, 1, 1, 1, 1),
-    (5, 3, 2, 1, 1, 1, 1, 0, 3, 1, 1, 0, 2, 1, 0, 1, 0, 1, 1, 0, 0),
-    (3, 2, 1, 1, 0, 2, 1, 0, 1, 0, 1, 0, 0, 0, 2, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0),
-    (2, 1, 1, 2, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0),
-    (2, 1, 0, 0, 0, 0, 0, 0),
+    (8, 3, 2, 1, 1, 1, 1, 1, 2, 1, 0, 0, 1, 0, 0, 1, 0, 1, 1, 0, 0),
+    (5, 2, 1, 1, 1, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 1, 0, 0),
+    (3, 1, 1, 0, 0, 1, 0, 0, 0, 0, 1, 0, 1, 0, 0),
+    (2, 0, 0, 1, 0, 0, 0, 0),
 )
 """Children of every node, depth by depth and breadth-first, root first: 8/21/25/15/8/3 nodes."""
 
@@ -220,7 +220,7 @@ class TokenRecycling:
         if prompt_candidates is None:
             return
         tokens = np.array(sequence.token_ids, np.int64)
-        candidate_ids, candidate_probs = _contiguous(prompt_candidates)
+        candidate_ids, candidate_probs = contiguous(prompt_candidates)
         assert len(candidate_ids) <= len(tokens)
         _learn_prompt(self._table, self._probs, tokens, candidate_ids, candidate_probs)
 
@@ -241,7 +241,7 @@ class TokenRecycling:
             return
         tree = observation.tree
         root = sequence.token_ids[-len(observation.acceptance.token_ids) - 1]
-        candidate_ids, candidate_probs = _contiguous(observation.candidates)
+        candidate_ids, candidate_probs = contiguous(observation.candidates)
         assert len(candidate_ids) == len(tree) + 1
         _learn_tree(
             self._table, self._probs, root, tree.token_ids, tree.parents, candidate_ids, candidate_probs
@@ -280,7 +280,7 @@ def _check_table(token_ids: NDArray[np.int32], probs: NDArray[np.float32]) -> No
         raise StoreError("token recycling token_ids holds a token twice in one row")
 
 
-def _contiguous(candidates: TopCandidates) -> tuple[Tokens, Probs]:
+def contiguous(candidates: TopCandidates) -> tuple[Tokens, Probs]:
     """One layout and dtype, so that each kernel is compiled once."""
     return (
         np.ascontiguousarray(candidates.token_ids, np.int64),

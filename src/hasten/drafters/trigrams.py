@@ -32,6 +32,8 @@ NUM_CANDIDATES = 8
 PROBE_WINDOW = 16
 BUMP = 0.04
 MAX_VALUE = 3.0
+MOST_UPDATES = 2**62
+"""Times of use are counted from 0; what a store claims beyond this cannot be."""
 
 
 @numba.njit(cache=True)
@@ -145,10 +147,14 @@ def feed(
                 successors[row, place] = EMPTY
 
 
-def check_table(heads: Heads, successors: Successors, values: Values) -> None:
+def check_table(heads: Heads, successors: Successors, values: Values, vocab_size: int) -> None:
     """Raises StoreError for contents no learning could have left."""
     if (heads < EMPTY).any() or (successors < EMPTY).any():
         raise StoreError("trigram heads and successors must be -1 or more")
+    if (successors >= vocab_size).any():
+        raise StoreError(f"trigram successors must lie between -1 and {vocab_size - 1}")
+    if (heads[:, LAST_USED] >= MOST_UPDATES).any():
+        raise StoreError(f"the trigrams' times of use must lie below {MOST_UPDATES}")
     most = np.array([MAX_VALUE, 1.0], np.float32)
     if not ((values >= 0) & (values <= most)).all():
         raise StoreError(f"trigram values must lie between 0 and {MAX_VALUE}, their probabilities 0 and 1")

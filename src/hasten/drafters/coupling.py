@@ -1,0 +1,75 @@
+"""The noise of the next positions, for drafters that keep laws: drawn with it, a draft is the target's token.
+
+The token of a position is the arg-max of the target's scores plus noise that depends on the position alone.
+A drafter that remembers what such scores were like adds the same noise, and so proposes what the target draws
+wherever the two laws are alike. Knows samplers only.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten.core import NoisySampler, Sequence
+
+Noise = tuple[NDArray[np.float32], ...]
+"""MAX_AHEAD arrays, float32 [vocab] each, for the next positions; empty arrays where the draw is greedy"""
+
+MAX_AHEAD = 8
+"""Positions ahead that are drawn with noise, and so the depth of such drafts."""
+
+SOFTNESS = 0.6
+"""How much the logarithm of a remembered probability is believed to err."""
+_LEAST = 1e-4
+_EULER = 0.5772
+"""The mean of the noise."""
+
+_NONE = np.zeros(0, np.float32)
+_GREEDY: Noise = (_NONE,) * MAX_AHEAD
+
+
+def noise_ahead(sequence: Sequence, vocab_size: int) -> tuple[Noise, float]:
+    """The noise of the next positions and the temperature; none, and 0, where drafts are to be the likeliest.
+
+    Only for rules that draw the target's own token ("coupled"): others would gain nothing by it.
+    """
+    sampler = sequence.sampler
+    if sequence.proposals != "coupled" or not isinstance(sampler, NoisySampler) or not sampler.temperature:
+        return _GREEDY, 0.0
+    start = len(sequence.token_ids)
+    count = min(MAX_AHEAD, max(sequence.num_remaining, 0))
+    noise = [sampler.noise(position, vocab_size) for position in range(start, start + count)]
+    return (*noise, *_GREEDY[count:]), float(sampler.temperature)
+
+
+@numba.njit(cache=True)
+def draw(
+    found: NDArray[np.int64],
+    chances: NDArray[np.float64],
+    num_found: int,
+    noise: NDArray[np.float32],
+    temperature: float,
+) -> None:
+    """From a law to the chances that each token is the one that is written."""
+    total = 0.0
+    for at in range(num_found):
+        total += chances[at]
+    rest = max(1.0 - total, _LEAST)
+    if temperature > 0:
+        best = np.log(rest) / temperature + _EULER
+        for at in range(num_found):
+            extra = np.float64(noise[found[at]]) if found[at] < len(noise) else 0.0
+            chances[at] = np.log(max(chances[at], _LEAST)) / temperature + extra
+            best = max(best, chances[at])
+        whole = np.exp((np.log(rest) / temperature + _EULER - best) / SOFTNESS)
+    else:
+        best = 0.0
+        for at in range(num_found):
+            chances[at] = np.log(max(chances[at], _LEAST))
+        whole = np.exp(np.log(rest) / SOFTNESS)
+    for at in range(num_found):
+        chances[at] = np.exp((chances[at] - best) / SOFTNESS)
+        whole += chances[at]
+    for at in range(num_found):
+        chances[at] /= whole
