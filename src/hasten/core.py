@@ -266,8 +266,8 @@ class VeiledSampler(LawSampler, Protocol):
     """A sampler that can keep the noise of later positions from drafters."""
 
     guess_end: int | None
-    """``guess``, ``noisy`` and ``noise`` take the target's noise for positions before this one only, and from it on
-    other noise, independent of everything; None: there is no such position"""
+    """``guess``, ``noisy`` and ``noise`` take the target's noise for positions before this one only, and from
+    it on other noise, independent of everything; None: there is no such position"""
 
 
 @runtime_checkable

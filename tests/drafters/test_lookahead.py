@@ -172,13 +172,13 @@ def test_it_does_not_matter_how_many_tokens_a_step_gains(
 
 
 @pytest.mark.parametrize("mode", sorted(FAN_OUTS))
-def test_prompts_come_before_outputs_in_every_mode(mode: str) -> None:
+def test_prompts_come_first_in_trees_and_outputs_in_a_single_branch(mode: str) -> None:
     drafter = Lookahead(mode=mode)  # type: ignore[arg-type]
     for _ in range(5):
         answer(drafter, [0], [1, 2, 60, 61])
     tree = drafted(drafter, [1, 2, 50, 51, 1, 2])
-    assert tree.token_ids[0] == 50
-    assert ((60,) in paths(tree)) == (mode != "one")
+    assert tree.token_ids[0] == (60 if mode == "one" else 50)
+    assert {(50,), (60,)} <= paths(tree) or mode == "one"
 
 
 @pytest.mark.parametrize("mode", sorted(FAN_OUTS))

@@ -307,7 +307,7 @@ def test_a_saved_store_drafts_the_same() -> None:
         ({"more": np.zeros(1)}, "needs token_ids and offsets"),
         ({"token_ids": np.zeros(4, np.int64)}, "token_ids must be int32"),
         ({"token_ids": np.zeros((2, 2), np.int32)}, "token_ids must be int32 and flat"),
-        ({"token_ids": np.array([1, -1, 2, 3], np.int32)}, "0 or more"),
+        ({"token_ids": np.array([1, -1, 2, 3], np.int32)}, "between 0 and"),
         ({"offsets": np.array([0, 3])}, "rise from 0 to 4"),
         ({"offsets": np.array([1, 4])}, "rise from 0 to 4"),
         ({"offsets": np.array([0, 3, 2, 4])}, "rise from 0 to 4"),

@@ -5,8 +5,9 @@ that outlives it. A draft is what followed the last tokens in either, as a tree 
 branch for every next token (``parallel``), or as a single branch (``one``). An output can be drafted from as
 soon as it is written. Knows token ids only; what a match is worth is a guess here and calibrated downstream.
 
-The paper's code ranks by counts with prompts weighing 10,000 times as much as outputs; here the two are mixed
-as probabilities, because scores are probabilities, and prompts still come first.
+The published code ranks a tree by counts with prompts weighing 10,000 times as much as outputs, and a single
+branch the other way round. Here the two are mixed as probabilities, because scores are probabilities, and
+the same one comes first: the prompt in trees, outputs where ``one`` branch is drafted.
 """
 
 # ruff: noqa: PLR0917 - kernels take plain arrays one by one, which keeps their calls cheap
@@ -280,7 +281,8 @@ class Lookahead:
         decoding_length: the most nodes of a draft, whatever the budget.
         max_query_length: tokens looked up; shorter suffixes are used where the longer one was never seen, and
             add to a hierarchical draft of fewer nodes than a branch has.
-        prompt_weight: the prompt's share of a mixed probability where both tries go on, between 0 and 1.
+        prompt_weight: the prompt's share of a mixed probability where both tries go on, between 0 and 1; the
+            outputs' in mode "one".
         min_output_nodes, min_prompt_nodes: of a hierarchical draft of ``decoding_length`` nodes, how many the
             outputs and the prompt may fill alone, as far as they can. The paper's code, whose thresholds
             these were, drafts nothing at all where both are 0.
@@ -326,7 +328,7 @@ class Lookahead:
         self._branch_length = branch_length
         self._decoding_length = decoding_length
         self._max_query_length = max_query_length
-        self._prompt_weight = prompt_weight
+        self._prompt_weight = 1 - prompt_weight if mode == "one" else prompt_weight
         self._quotas = np.array((min_output_nodes, min_prompt_nodes), np.int64)
         self._window = window
         self._prompt_bounds = (window, max_prompt_nodes, max_trees)

@@ -1,9 +1,14 @@
 """Drafts what followed the longest suffix of the text that was seen before, here or in earlier answers.
 
-The trees, their count ratios and the store of past responses are SuffixDecoding's (arXiv 2411.04975); the
-automata that find the match, one for the sequence and one across sequences, are SAM-Decoding's (arXiv
-2411.10666). Both drafts grow in one best-first search, which also backs off to shorter matches where budget
-is left. Knows token ids only; what a match is worth is a guess here and calibrated downstream.
+The trees, their count ratios, the depth that grows with the match and the store of past responses are
+SuffixDecoding's (arXiv 2411.04975); the automata that find the match, one for the sequence and one across
+sequences, are SAM-Decoding's (arXiv 2411.10666), whose corpus is not here.
+
+Ours: both stores grow one tree in one best-first search, where SuffixDecoding takes the tree of the store
+and match length that promise most; shorter matches add to it (NUM_MATCHES); a ratio is worth less after a
+short match (RELIABILITY), which no paper has; of equal counts the newest counts, where SAM-Decoding follows
+the first occurrence; trees are up to twice as deep as the match and two tokens more (SuffixDecoding: 1 and
+0). Knows token ids only; what a match is worth is a guess here and calibrated downstream.
 """
 
 # ruff: noqa: PLR0917 - kernels take plain arrays one by one, which keeps their calls cheap
