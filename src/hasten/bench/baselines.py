@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hasten.bench.methods import ASSISTED, COMPILED, Method, TransformersMethod
+from hasten.bench.peers.dejavuu import CHAIN, DEFAULT, METHODS
 
 if TYPE_CHECKING:
     from hasten.bench.peers.llamacpp import LlamaCpp
@@ -68,6 +69,21 @@ def _openvino(name: str, given: Given) -> Method:
     return OpenVinoMethod(name, *given.stock, given.stop, torch.get_num_threads())
 
 
+def _dejavuu(name: str, given: Given, *, method: str) -> Method:
+    from hasten.bench.peers.dejavuu import DejavuuMethod
+
+    return DejavuuMethod(name, method, *given.stock, given.stop)
+
+
+def _dejavuu_baselines() -> dict[str, Baseline]:
+    named = {f"dejavuu-{method}{shape}": method + shape for method in METHODS for shape in ("", CHAIN)}
+    every = {"dejavuu": DEFAULT, **named}
+    return {
+        name: Baseline(partial(_dejavuu, method=method), is_one_by_one=True, is_peer=True)
+        for name, method in every.items()
+    }
+
+
 BASELINES: dict[str, Baseline] = {
     "hf": Baseline(_transformers),
     COMPILED: Baseline(_transformers),
@@ -76,4 +92,5 @@ BASELINES: dict[str, Baseline] = {
     "llamacpp": Baseline(partial(_llamacpp, looks_up=False), is_one_by_one=True, is_peer=True),
     "llamacpp-lookup": Baseline(partial(_llamacpp, looks_up=True), is_one_by_one=True, is_peer=True),
     "openvino-genai": Baseline(_openvino, is_one_by_one=True, is_peer=True),
+    **_dejavuu_baselines(),
 }

@@ -59,7 +59,10 @@ class BenchConfig:
         check_policy(self.policy, self.num_draft_tokens)
         unknown = sorted(set(self.baselines) - set(BASELINES))
         if unknown:
-            raise ConfigError(f"baseline {unknown[0]!r} is unknown; choose {', '.join(BASELINES)}")
+            known = [name for name in BASELINES if not name.startswith("dejavuu-")]
+            raise ConfigError(
+                f"baseline {unknown[0]!r} is unknown; choose {', '.join(known)}, or dejavuu-METHOD[-chain]"
+            )
         one_by_one = [name for name in self.baselines if BASELINES[name].is_one_by_one]
         if one_by_one and max(self.batch_sizes) > 1:
             raise ConfigError(f"{one_by_one[0]} takes one prompt at a time; leave it out, or use batch 1")

@@ -58,7 +58,8 @@ def bench(
         str,
         typer.Option(
             help="transformers' own generate: hf, hf-compiled (on a GPU), hf-prompt-lookup, hf-assisted "
-            "(with --draft); on the same weights also llamacpp, llamacpp-lookup, openvino-genai; '' for none."
+            "(with --draft); on the same weights also llamacpp, llamacpp-lookup, openvino-genai, dejavuu; "
+            "'' for none."
         ),
     ] = "hf",
     batch: Annotated[
