@@ -13,7 +13,8 @@ from typing import Any
 
 from hasten.bench.methods import ASSISTED, COMPILED, PLAIN
 from hasten.bench.records import Record, geometric_mean
-from hasten.bench.report import conditions_line, limit_sentence
+from hasten.bench.report import baseline_sentence, conditions_line, idle_sentence, limit_sentence
+from hasten.bench.summary import LOOPING, Promise, promises
 
 Cell = Callable[[Record], str]
 
@@ -32,6 +33,12 @@ def main(files: list[str]) -> None:
 def run_section(name: str, conditions: Record, records: list[Record]) -> str:
     """Everything about one run: a line of conditions, then its tables."""
     parts = [f"## {name}", conditions_line(conditions) + "."]
+    parts += [sentence for sentence in (baseline_sentence(conditions), idle_sentence(conditions)) if sentence]
+    if "runs" in records[0] and (kept := promises(records)):  # older records have less to say
+        parts += [
+            "**What `auto` shall do** (prefill counted, geometric means over the sets)",
+            promise_table(kept),
+        ]
     if limit := conditions.get("memory_limit"):  # older records have none
         parts += [limit_sentence(limit, conditions["forward"], conditions["startup_seconds"])]
     sizes = values_of(records, "batch_size")
@@ -53,6 +60,20 @@ def run_section(name: str, conditions: Record, records: list[Record]) -> str:
     return "\n\n".join(parts)
 
 
+def promise_table(kept: list[Promise]) -> str:
+    """What was measured beside what is wanted."""
+    rows = [
+        [one.name, f"{one.value:.2f}{one.unit}", one.wanted, "yes" if one.is_kept else "**no**"]
+        for one in kept
+    ]
+    return table(["", "measured", "wanted", "kept"], rows)
+
+
+def looping_mark(record: Record) -> str:
+    """Of texts that repeat themselves, which are easy to draft."""
+    return " loops" if record["repeated_8grams"] >= LOOPING else ""
+
+
 def speed_table(records: list[Record]) -> str:
     """Every method by every prompt set, with the geometric means over the sets."""
     key = speed_key(records)
@@ -69,7 +90,7 @@ def speed_table(records: list[Record]) -> str:
 
     return matrix(
         records,
-        lambda record: f"{record[key]:.2f} ({record['mean_acceptance_length']:.2f})",
+        lambda record: f"{record[key]:.2f} ({record['mean_acceptance_length']:.2f}){looping_mark(record)}",
         [f"mean {name}" for name in (*means, *(f"× {name}" for name in references))],
         mean_cells,
     )

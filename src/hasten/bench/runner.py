@@ -48,6 +48,8 @@ class BenchConfig:
     """a fixed size of every tree; None lets the policy choose"""
     is_cold: bool = False
     repeat: int = 1
+    first_turns: bool = False
+    """of conversations too, a single one"""
 
     def __post_init__(self) -> None:
         SamplingParams(max_new_tokens=self.max_new_tokens, temperature=self.temperature, seed=self.seed)
@@ -209,7 +211,8 @@ class Benchmark:
     def _converse(self, name: str, index: int, repetition: int, group: list[Conversation]) -> None:
         """Every turn by every method; later turns contain plain decoding's answers to the earlier ones."""
         answers: list[str] = []
-        for turn in range(max(1, len(group[0].turns)) if len(group) == 1 else 1):
+        all_turns = len(group) == 1 and not self.config.first_turns
+        for turn in range(max(1, len(group[0].turns)) if all_turns else 1):
             prompts = [self._prompt_ids(conversation, answers, turn) for conversation in group]
             if not all(map(self._fits, prompts)):
                 self.left_out[name] += not repetition

@@ -28,6 +28,7 @@ _DISAGREE = 1
 
 _ONLY_AUTOREGRESSIVE = {"baselines", "batch", "max_new_tokens", "ignore_eos", "policy", "num_draft_tokens"}
 _ONLY_AUTOREGRESSIVE |= {
+    "first_turns",
     "one_process",
     "is_cold",
     "shape",
@@ -80,6 +81,9 @@ def bench(
     num_draft_tokens: options.NumDraftTokens = None,
     is_cold: Annotated[bool, typer.Option("--cold", help="Drafters forget between prompts.")] = False,
     repeat: Annotated[int, typer.Option(help="Run everything so often; the median of a prompt counts.")] = 1,
+    first_turns: Annotated[
+        bool, typer.Option("--first-turns", help="Only the first turn of every conversation.")
+    ] = False,
     shape: options.Shape = None,
     dtype: options.Dtype = "auto",
     device: options.Device = None,
@@ -147,6 +151,7 @@ def bench(
         num_draft_tokens=num_draft_tokens,
         is_cold=is_cold,
         repeat=repeat,
+        first_turns=first_turns,
     )
     options.set_threads(threads)
     options.quiet_loading()

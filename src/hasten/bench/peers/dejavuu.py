@@ -8,6 +8,7 @@ temperature it draws random numbers of its own.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -72,7 +73,7 @@ class DejavuuMethod:
         self._drafter = self._drafters.make_drafter(self._method)
 
     def start(self, prompts: list[list[int]], params: SamplingParams) -> None:
-        self.answer(prompts, params)
+        self.answer(prompts, replace(params, max_new_tokens=min(8, params.max_new_tokens)))
         self._drafter = self._drafters.make_drafter(self._method)
 
     def answer(self, prompts: list[list[int]], params: SamplingParams) -> Answer:
