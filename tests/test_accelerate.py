@@ -397,3 +397,13 @@ def test_texts_can_be_written_in_several_threads(models):
     for thread in threads:
         thread.join()
     assert [one.tolist() for one in found] == [expected.tolist()] * 4
+
+
+def test_the_first_call_of_a_large_model_says_what_it_does(monkeypatch, caplog):
+    monkeypatch.setattr("hasten.dropin.accelerated._LARGE_BYTES", 0)
+    model = hasten.accelerate(build_model())
+    for _ in range(2):
+        model.generate(torch.tensor([[5, 9, 13]]), max_new_tokens=2, do_sample=False)
+    assert [record.message.partition(":")[0] for record in caplog.records if record.name == "hasten"] == [
+        "first call"
+    ]

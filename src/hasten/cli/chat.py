@@ -17,6 +17,7 @@ from hasten.errors import HastenError, ModelError
 if TYPE_CHECKING:
     from hasten.engine import LanguageModel
 
+_NO_TEMPLATE = "This model has no chat template: it goes on with a text of User: and Assistant: lines."
 _HELP = "/reset forgets the conversation, /stats shows the last answer's numbers, /exit or Ctrl-D leaves."
 
 
@@ -61,6 +62,8 @@ def chat(
     )
     if language_model.tokenizer is None:
         raise ModelError(f"{model!r} has no tokenizer, so there is nothing to talk with")
+    if not getattr(language_model.tokenizer, "chat_template", None):
+        typer.secho(_NO_TEMPLATE, dim=True)
     typer.secho(_HELP, dim=True)
     _Chat(language_model, replace(params, stop=stop_strings(language_model.tokenizer))).run()
 

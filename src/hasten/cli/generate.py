@@ -168,7 +168,8 @@ def _stream(
         raise
     live.write("\n")
     if output is not None:
-        typer.secho(f"{summary(output.stats)}, seed {output.seed}", err=True, dim=True)
+        seed = f", seed {output.seed}" if params.temperature else ""
+        typer.secho(f"{summary(output.stats)}{seed}", err=True, dim=True)
 
 
 def _line(output: Output) -> str:

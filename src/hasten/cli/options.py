@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.markup import escape
 
 from hasten.errors import ConfigError
 
@@ -168,16 +170,20 @@ def load_model(
     draft.require_use(drafter)
     quiet_loading()
     known = store if store is not None and store.exists() else None
-    return hasten.load(
-        model,
-        dtype=dtype,
-        device=device,
-        forward=forward,
-        drafter=drafter,
-        store=known,
-        index=index,
-        **draft.arguments(),
-    )
+    with Console(stderr=True).status(f"loading {escape(model)} ...", spinner="line") as status:
+        loaded = hasten.load(
+            model,
+            dtype=dtype,
+            device=device,
+            forward=forward,
+            drafter=drafter,
+            store=known,
+            index=index,
+            **draft.arguments(),
+        )
+        status.update("trying what it can verify in one pass ...")
+        _ = loaded.target.probe  # the first text would wait for it, without a word
+    return loaded
 
 
 def quiet_loading() -> None:

@@ -17,6 +17,7 @@ What differs from the original, because it has to:
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import threading
 from typing import Any, TypeVar
@@ -30,6 +31,10 @@ from hasten.dropin.decoding import Decoding, DrafterChoice
 from hasten.engine import LanguageModel
 from hasten.errors import ModelError
 from hasten.models.causal_lm import CausalLM
+
+_LARGE_BYTES = 2**28
+"""of weights: smaller models answer before anybody asks what they are doing"""
+_log = logging.getLogger("hasten")
 
 Model = TypeVar("Model")
 
@@ -211,6 +216,7 @@ class Accelerated:
         """The original `generate`, and hasten's decoding in it."""
         with self._lock:
             stop_strings = self._take_stop_strings(prepared, kwargs, tokenizer)
+            self._say_what_the_first_call_does()
             self._replace_cache(prepared, kwargs)
             decoding = Decoding(
                 self.language_model,
@@ -228,6 +234,13 @@ class Accelerated:
                 )
             self.stats = decoding.stats
             return result
+
+    def _say_what_the_first_call_does(self) -> None:
+        target = self.language_model.target
+        if "probe" not in vars(target) and target.num_bytes() >= _LARGE_BYTES:
+            _log.warning(
+                "first call: trying what %s can verify in one pass; some seconds, once", target.architecture
+            )
 
     def _take_stop_strings(self, prepared: dict[str, Any], kwargs: dict[str, Any], tokenizer: Any) -> Any:
         """The stop strings in force, hidden from `generate`, which has no tokenizer for its custom methods.
