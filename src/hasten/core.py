@@ -125,6 +125,8 @@ class TopCandidates:
     """int64 [positions, k], best first"""
     probs: NDArray[np.float32]
     """float32 [positions, k], softmax of the raw logits (temperature 1, no processors)"""
+    positions: NDArray[np.int64] | None = None
+    """int64 [positions], rising: after which tokens of the prompt; None: after every one, or node by node"""
 
     def rows(self, start: int, end: int) -> TopCandidates:
         """Those of positions start .. end - 1."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from proposals import candidates, check_tree, paths, sequence_of
 
-from hasten.core import Acceptance, SamplingParams
+from hasten.core import Acceptance, SamplingParams, TopCandidates
 from hasten.drafters.base import Observation
 from hasten.drafters.logitspec import LogitSpec
 from hasten.errors import ConfigError
@@ -53,6 +53,14 @@ def test_the_row_of_the_last_accepted_node_counts() -> None:
     sequence.token_ids += [10]
     drafter.observe(sequence, Observation(tree, Acceptance([], [10]), candidates(rows)))
     assert drafter.propose(sequence, 9).token_ids[0] == 20
+
+
+def test_only_the_row_before_the_last_prompt_token_counts() -> None:
+    for last, expected in ((1, [31]), (0, [])):
+        drafter, sequence = LogitSpec(VOCAB), sequence_of([1, 2, 30])
+        rows = candidates([([30, 31], [0.5, 0.3])])
+        drafter.begin(sequence, TopCandidates(rows.token_ids, rows.probs, np.array([last])))
+        assert drafter.propose(sequence, 9).token_ids.tolist() == expected
 
 
 @pytest.mark.parametrize("budget", [0, 1, 3, 20])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from proposals import candidates, check_tree, gains, paths, sequence_of
 
-from hasten.core import Acceptance, SamplingParams
+from hasten.core import Acceptance, SamplingParams, TopCandidates
 from hasten.drafters.base import Observation
 from hasten.drafters.coupling import MAX_AHEAD
 from hasten.drafters.stand import Stand
@@ -123,6 +123,16 @@ def test_trees_fit_the_budget_and_hold_a_token_once_below_a_node(budget: int) ->
     check_tree(tree, budget)
     assert len(paths(tree)) == len(tree) == (0 if budget == 0 else len(tree))
     assert len(tree) > 0 or budget == 0
+
+
+def test_laws_of_some_prompt_positions_are_kept_by_what_stood_before_them() -> None:
+    drafter = Stand(VOCAB)
+    some = candidates([law(20), law(30)])
+    sequence = sequence_of([1, 5, 2, 5, 3])
+    drafter.begin(sequence, TopCandidates(some.token_ids, some.probs, np.array([1, 3])))
+    assert drafter.propose(sequence_of([1, 5]), 1).token_ids.tolist() == [20]
+    assert drafter.propose(sequence_of([2, 5]), 1).token_ids.tolist() == [30]
+    assert len(drafter.propose(sequence_of([2]), 1)) == 0
 
 
 def test_a_full_memory_forgets_what_was_not_used_for_longest() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import hasten.compile_cache  # noqa: F401 - before what is compiled
 from hasten.core import System
+from hasten.drafters.adapld import SYSTEM as ADAPLD_SYSTEM, AdaPld
 from hasten.drafters.aded import SYSTEM as ADED_SYSTEM, Aded
 from hasten.drafters.aggressive import GAD_SYSTEM, SYSTEM as IAD_SYSTEM, AggressiveDecoding
 from hasten.drafters.arms import Arm
@@ -126,6 +127,7 @@ def _continued(given: Resources) -> Drafter:
 
 DRAFTERS: dict[str, Callable[[Resources], Drafter]] = {
     "token-recycling": lambda given: TokenRecycling(given.vocab_size),
+    "adapld": lambda given: AdaPld(),
     "logitspec": lambda given: LogitSpec(given.vocab_size),
     "stand": lambda given: Stand(given.vocab_size),
     "token-recycling-template": lambda given: TokenRecycling(given.vocab_size, template=True),
@@ -187,6 +189,7 @@ SYSTEMS: tuple[System, ...] = (
     SUPERPOSED_SYSTEM,
     STAND_SYSTEM,
     LOGITSPEC_SYSTEM,
+    ADAPLD_SYSTEM,
     DRAFT_SYSTEM,
     *TREE_SYSTEMS,
 )

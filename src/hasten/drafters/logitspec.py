@@ -151,7 +151,10 @@ class LogitSpec(Forgetful):
     def begin(self, sequence: Sequence, prompt_candidates: TopCandidates | None) -> None:
         self._texts[sequence] = SuffixAutomaton()
         if prompt_candidates is not None and len(prompt_candidates.token_ids):
-            self._keep(sequence, prompt_candidates, -1)
+            places = prompt_candidates.positions
+            last = len(prompt_candidates.token_ids) - 1 if places is None else int(places[-1])
+            if last == len(sequence.token_ids) - 2:  # the row that is before the last token
+                self._keep(sequence, prompt_candidates, -1)
         self._catch_up(sequence)
 
     def propose(self, sequence: Sequence, budget: int) -> DraftTree:

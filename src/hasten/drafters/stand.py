@@ -115,14 +115,16 @@ def _learn_text(
     successors: Successors,
     laws: Laws,
     tokens: Tokens,
+    places: Tokens,
     ids: Tokens,
     probs: NDArray[np.float32],
     clock: int,
 ) -> None:
+    """places: of the tokens that the laws stand after."""
     contexts = np.full((len(ids), ORDER), EMPTY, np.int64)
-    for position in range(len(ids)):
-        for back in range(min(ORDER, position + 1)):
-            contexts[position, ORDER - 1 - back] = tokens[position - back]
+    for row in range(len(ids)):
+        for back in range(min(ORDER, places[row] + 1)):
+            contexts[row, ORDER - 1 - back] = tokens[places[row] - back]
     _learn_rows(heads, successors, laws, contexts, ids, probs, clock)
 
 
@@ -273,10 +275,13 @@ class Stand:
         if prompt_candidates is None:
             return
         tokens = np.array(sequence.token_ids, np.int64)
-        assert len(prompt_candidates.token_ids) <= len(tokens)
-        self._clock += 1
         ids, probs = contiguous(prompt_candidates)
-        _learn_text(self._heads, self._successors, self._laws, tokens, ids, probs, self._clock)
+        places = prompt_candidates.positions
+        places = np.arange(len(ids)) if places is None else np.ascontiguousarray(places, np.int64)
+        assert len(ids) == len(places)
+        assert not len(places) or places[-1] < len(tokens)
+        self._clock += 1
+        _learn_text(self._heads, self._successors, self._laws, tokens, places, ids, probs, self._clock)
 
     def propose(self, sequence: Sequence, budget: int) -> DraftTree:
         if budget < 1:
