@@ -10,10 +10,11 @@ import torch
 from hypothesis import given, strategies as st
 from transformers import BatchEncoding, LogitsProcessorList, TemperatureLogitsWarper
 
+import hasten
 from conftest import VOCAB, build_model
 from hasten.core import SamplingParams, prompt_seeds
 from hasten.engine import LanguageModel
-from hasten.errors import ConfigError, PromptError
+from hasten.errors import ConfigError, ModelError, PromptError
 from hasten.models.causal_lm import CausalLM
 from hasten.policies import FixedPolicy
 from hasten.requests import read_prompts
@@ -304,3 +305,36 @@ def test_a_processor_list_of_transformers_is_several(models):
     assert len(params.logits_processors) == 2
     plain = models().generate(TEXT, SamplingParams(**sampled(3)))
     assert models().generate(TEXT, params).token_ids == plain.token_ids
+
+
+BAD_ARGUMENTS = {
+    "verify": [5, ["follow"], {}, b"follow"],
+    "drafter": [5, ["off"], b"off", True],
+    "policy": [None, ["cost"], {}],
+    "params": ["greedy", {"max_new_tokens": 3}, 5],
+}
+
+
+@pytest.mark.parametrize("name", BAD_ARGUMENTS)
+def test_arguments_of_another_type_are_refused_by_name(models, name):
+    for value in BAD_ARGUMENTS[name]:
+        with pytest.raises(ConfigError, match=rf"^{name}="):
+            models().generate(TEXT, **{"params": PARAMS} | {name: value})
+
+
+@pytest.mark.parametrize("form", [torch.tensor([TEXT]), {"input_ids": TEXT}, [TEXT], iter(TEXT)])
+def test_one_prompt_in_any_shape_is_streamed(models, form):
+    *_, last = models().stream(form, PARAMS)
+    assert last.output.prompt_ids == TEXT
+    with pytest.raises(PromptError, match="2 prompts cannot be streamed at once"):
+        models().stream([TEXT, TEXT], PARAMS)
+
+
+def test_what_is_no_model_is_refused():
+    for wrong in (None, 5, b"demo"):
+        with pytest.raises(ModelError, match="is no model: give a name"):
+            hasten.load(wrong)
+    with pytest.raises(ConfigError, match="tokenizer='demo' is no tokenizer"):
+        hasten.load(build_model(), tokenizer="demo")
+    lm = hasten.load("demo", dtype=torch.float32, device=torch.device("cpu"), forward="stock", drafter="off")
+    assert lm.target.dtype is torch.float32

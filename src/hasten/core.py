@@ -99,6 +99,13 @@ class SamplingParams:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
+def sampling_params(params: SamplingParams | None) -> SamplingParams:
+    """The defaults for None. Raises ConfigError for anything else that is no SamplingParams."""
+    if params is not None and not isinstance(params, SamplingParams):
+        raise values.wrong("params", params, "hasten.SamplingParams(...)")
+    return params or SamplingParams()
+
+
 def prompt_seeds(seed: int | None, count: int) -> list[int]:
     """The seed of every prompt of a call, so that their noise is independent.
 

@@ -6,12 +6,12 @@ import os
 from collections.abc import Callable, Generator, Iterator, Sequence as AbstractSequence
 from typing import Any
 
-from hasten.core import SamplingParams, Sequence
+from hasten.core import SamplingParams, Sequence, sampling_params
 from hasten.decode import Step, decode
 from hasten.drafters import Drafter, Resources, make_drafter
 from hasten.drafters.corpus_index import open_index
 from hasten.drafters.store import load_store, save_store
-from hasten.errors import ConfigError, GenerationInterrupted, ModelError
+from hasten.errors import ConfigError, GenerationInterrupted, ModelError, PromptError
 from hasten.models.causal_lm import require_torch
 from hasten.models.denoisers import is_denoiser
 from hasten.models.draft_lm import load_draft
@@ -98,6 +98,7 @@ def _open_target(
     trust_remote_code: bool,
 ) -> tuple[Target, Any]:
     """As ``load``: the target and its tokenizer."""
+    dtype = str(dtype).removeprefix("torch.")  # torch.float32 is as good as its name
     if is_gguf(model):
         return load_gguf(model, tokenizer=tokenizer, dtype=dtype, device=device, forward=forward)
     if isinstance(model, str | os.PathLike):
@@ -112,6 +113,10 @@ def _open_target(
             os.fspath(model), dtype, device, trust_remote_code=trust_remote_code
         )
         return target_of(model, prepare(model, forward).forward), tokenizer
+    if not hasattr(model, "generate"):
+        raise ModelError(f"model={model!r} is no model: give a name, a folder, or a transformers model")
+    if tokenizer is not None and not callable(tokenizer):
+        raise ConfigError(f"tokenizer={tokenizer!r} is no tokenizer: give the object itself")
     if dtype != "auto" or device is not None:
         raise ConfigError("dtype and device go with a name or folder; convert a model object yourself")
     if forward not in ("auto", "stock", "graphs"):
@@ -188,7 +193,7 @@ class LanguageModel:
             ModelError: the model gave NaN.
             GenerationInterrupted: Ctrl-C; carries what was written so far.
         """
-        params = params or SamplingParams()
+        params = sampling_params(params)
         batch_size = at_least_one(batch_size, "batch_size")
         verifier = find_verifier(verify)
         several, single = self._requests.read(prompts)
@@ -220,10 +225,13 @@ class LanguageModel:
 
         Closing the iterator, or Ctrl-C, ends the request; what was learnt stays.
         """
-        params = params or SamplingParams()
+        params = sampling_params(params)
         if params.n != 1:
             raise ConfigError(f"n={params.n} cannot be streamed; use generate, or one stream a sample")
-        [job] = self._requests.jobs([prompt], params, decoder_prompt)
+        prompts, _ = self._requests.read(prompt)
+        if len(prompts) != 1:
+            raise PromptError(f"{len(prompts)} prompts cannot be streamed at once; give one stream a prompt")
+        [job] = self._requests.jobs(prompts, params, decoder_prompt)
         choices = {"num_draft_tokens": num_draft_tokens, "policy_name": policy}
         return self._stream(job, params, drafter, trace, verifier=find_verifier(verify), **choices)
 
@@ -272,6 +280,10 @@ class LanguageModel:
         """The drafter of that name, with everything it has learnt here; the default one for None."""
         chosen = self._default_drafter if name is None else name
         if not isinstance(chosen, str):
+            if not hasattr(chosen, "propose"):
+                raise ConfigError(
+                    f"drafter={chosen!r} is no drafter; give a name, or an object that proposes"
+                )
             return chosen
         if chosen not in self._drafters:
             self._drafters[chosen] = make_drafter(chosen, self.resources)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten.canvas import Block, Canvas, Denoiser
-from hasten.core import FinishReason, Guarantee, SamplingParams, prompt_seeds
+from hasten.core import FinishReason, Guarantee, SamplingParams, prompt_seeds, sampling_params
 from hasten.detokenising import Detokeniser, GrowingText
 from hasten.diffusion.auto import auto_strategy, exact_strategy
 from hasten.diffusion.base import Helpers
@@ -177,7 +177,7 @@ class DiffusionModel:
         trace: Trace | None = None,
     ) -> list[DiffusionOutput]:
         """``generate`` for a list of prompts, always with a list of outputs."""
-        jobs = self._jobs(prompts, params or SamplingParams(), policy, constraint)
+        jobs = self._jobs(prompts, sampling_params(params), policy, constraint)
         return self._run(jobs, batch_size, trace)
 
     def check(
@@ -189,7 +189,7 @@ class DiffusionModel:
         constraint: Constraint | None = None,
     ) -> list[Strategy]:
         """The strategy of each text. Raises what ``generate`` would raise before its first forward pass."""
-        jobs = self._jobs(prompts, params or SamplingParams(), policy, constraint)
+        jobs = self._jobs(prompts, sampling_params(params), policy, constraint)
         return [job.writing.strategy for job in jobs]
 
     def infill(
@@ -210,7 +210,7 @@ class DiffusionModel:
 
         Raises as ``generate``; PromptError for a template without a gap.
         """
-        params = params or SamplingParams()
+        params = sampling_params(params)
         if params.n != 1:
             raise ConfigError(f"n={params.n} cannot be infilled at once; call infill once a sample")
         [job] = self._jobs([_pieces(template)], params, policy, constraint)
@@ -230,7 +230,7 @@ class DiffusionModel:
 
         A list with a Gap among its pieces is infilled.
         """
-        params = params or SamplingParams()
+        params = sampling_params(params)
         if params.n != 1:
             raise ConfigError(f"n={params.n} cannot be streamed; use generate, or one stream a sample")
         [job] = self._jobs([prompt], params, policy, constraint)

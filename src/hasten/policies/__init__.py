@@ -23,7 +23,7 @@ SYSTEMS: tuple[System, ...] = (EMS_SYSTEM, BASS_SYSTEM)
 
 def check_policy(name: str, num_draft_tokens: int | None) -> None:
     """Raises ConfigError for an unknown policy, or one that would compete with a fixed size."""
-    if name not in POLICIES:
+    if not isinstance(name, str) or name not in POLICIES:
         raise ConfigError(f"policy={name!r} is unknown; choose {', '.join(POLICIES)}")
     if num_draft_tokens is not None and name != "cost":
         raise ConfigError(

@@ -75,7 +75,7 @@ def find_verifier(verify: str | Verifier) -> Verifier:
     """A rule by name, or itself. Raises ConfigError for an unknown name."""
     if isinstance(verify, Verifier):
         return verify
-    if verify not in VERIFIERS:
+    if not isinstance(verify, str) or verify not in VERIFIERS:
         raise ConfigError(f"verify={verify!r} is unknown; choose {', '.join(VERIFIERS)}")
     return VERIFIERS[verify]
 
