@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from hasten.models.gguf_export import export_gguf
 from hasten.models.loading import load_pretrained
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+_CACHE = tempfile.TemporaryDirectory(prefix="hasten-tests-")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name  # what passes cost is kept there, not in the user's own
 torch.set_num_threads(1)  # tiny models; tests run side by side
 settings.register_profile("hasten", deadline=None, derandomize=True)  # no clocks, the same run everywhere
 settings.load_profile("hasten")

@@ -12,11 +12,13 @@ import pytest
 from adversaries import EOS, Adversary, Oracle, Recorder, end_everywhere, random_tree
 from conftest import ARCHITECTURES
 from hasten.core import SamplingParams
-from hasten.drafters import CombinedDrafter
+from hasten.decode import decode
+from hasten.drafters import CombinedDrafter, make_drafter
 from hasten.engine import LanguageModel
 from hasten.errors import ConfigError
 from hasten.models.causal_lm import CausalLM
 from hasten.models.tree_session import TreeSession
+from hasten.policies import FixedPolicy
 from hasten.tree import DraftTree
 
 PROMPTS = [[5, 6, 7, 8], [40], [3, 60, 61, 62, 63, 3, 60]]
@@ -182,7 +184,7 @@ def test_this_must_fail_a_root_that_is_cached_twice(models, monkeypatch):
     monkeypatch.setattr(
         TreeSession,
         "prefill",
-        lambda session, prompts, top_k=0: prefill(session, [[*one, one[-1]] for one in prompts], top_k),
+        lambda session, prompts, *rest: prefill(session, [[*one, one[-1]] for one in prompts], *rest),
     )
     lm = models()
     expected = CausalLM(lm.target.forward.model, mode="chain")
@@ -308,3 +310,75 @@ def test_what_is_computed_behind_the_pass_changes_no_token(models, drafts, draft
     steps = max(output.stats.num_steps for output in found)
     assert target.num_waits == steps + 1  # once a step, once after the prompts
     assert sum(output.stats.num_draft_tokens for output in found) > 0
+
+
+class Resting(FixedPolicy):
+    """Drafts in some steps only, and learns at once in those and a few more."""
+
+    def __init__(self, asks, learns):
+        super().__init__(4)
+        self._asks, self._learns = itertools.cycle(asks), itertools.cycle(learns)
+
+    def budget(self, contexts=()):
+        budget = 4 * next(self._asks)
+        self.is_learning = budget > 0 or next(self._learns)
+        return budget
+
+
+@pytest.mark.parametrize(
+    ("name", "is_same"),
+    [
+        *(
+            (name, True)
+            for name in ("suffix", "llma", "lookahead", "prompt-lookup", "token-recycling", "rasd")
+        ),
+        ("auto", False),  # adapts to the last tokens once a step
+        ("jacobi", False),  # reads the logits of every step
+    ],
+)
+def test_a_drafter_that_was_told_later_knows_the_same_texts(models, name, is_same):
+    lm = models()
+    plain = lm.generate(PROMPTS, PARAMS, drafter="off")
+    trees = {}
+    for policy in (
+        Resting([0, 0, 0, 1], [False]),
+        Resting([0, 0, 0, 1], [False, True]),
+        Resting([0, 0, 0, 1], [True]),
+    ):
+        drafter = make_drafter(name, lm.resources)
+        drafter.top_k = 0  # what comes from candidates is lost where it is not told of at once
+        recorder = Telling(drafter)
+        sequences = [job.sequence for job in lm._requests.jobs(PROMPTS, PARAMS, None)]
+        list(decode(lm.target, recorder, policy, sequences))
+        assert [sequence.token_ids for sequence in sequences] == [
+            [*output.prompt_ids, *output.token_ids] for output in plain
+        ]
+        trees[policy] = recorder.proposed
+        # Every token once, in order, also of sequences that ended while the drafter rested.
+        for output in plain:
+            assert recorder.heard[tuple(output.prompt_ids)] == output.token_ids
+    first, *others = trees.values()
+    assert first
+    assert not is_same or all(other == first for other in others)
+
+
+class Telling:
+    """Writes down what another drafter proposes and hears."""
+
+    def __init__(self, inner):
+        self._inner = inner
+        self.proposed, self.heard = [], {}
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    def propose_all(self, sequences, budget):
+        trees = self._inner.propose_all(sequences, budget)
+        self.proposed += [(tree.token_ids.tolist(), tree.parents.tolist()) for tree in trees]
+        return trees
+
+    def observe(self, sequence, observation):
+        written = observation.acceptance.token_ids
+        assert sequence.token_ids[-len(written) :] == written
+        self.heard.setdefault(tuple(sequence.token_ids[: sequence.prompt_length]), []).extend(written)
+        self._inner.observe(sequence, observation)

@@ -103,13 +103,13 @@ def test_the_cost_policy_sizes_sampled_trees_by_what_earlier_ones_were_worth():
         policy.choose([DraftTree()])
         policy.observe(1, 10.0, 0.1, [0])
         for _ in range(40):
-            count = max(policy.budget(), 1)
-            tree = sampled(list(range(count)), [ROOT] * count, scores[:count])
+            count = policy.budget([16])
+            tree = sampled(list(range(count)), list(range(-1, count - 1)), scores[:count])
             policy.choose([tree])
-            policy.observe(1 + count, 10.0 + count, 0.1, [0])
-        return policy.budget()
+            policy.observe(1 + count, 10.0 + 0.1 * count, 0.1, [round(float(scores[:count].sum()))])
+        return policy.budget([16])
 
-    good = np.full(64, 0.9, np.float32)
+    good = np.linspace(0.99, 0.9, 64).astype(np.float32)
     assert budget_after(good) > 40
     assert budget_after(np.where(np.arange(64) < 4, good, 1e-4).astype(np.float32)) < 20
 

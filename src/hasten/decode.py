@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Generator
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from hasten.core import Acceptance, AheadSampler, Sequence, TopCandidates
 from hasten.drafters.base import BatchDrafter, Drafter, FusedDrafter, Observation, SelfDrafter
+from hasten.models.forward import PREFILL_CHUNK
 from hasten.models.session import Session
 from hasten.models.target import Target
-from hasten.policies import DraftPolicy
+from hasten.policies import DraftPolicy, telling_positions
 from hasten.sampling import top_candidates
 from hasten.tree import DraftTree
 from hasten.verify import Verify, follow
@@ -84,67 +87,120 @@ def _steps(
     active = list(sequences)
     session = model.open(active)
     begun: list[Sequence] = []
+    news = _News(drafter)
     try:
-        _prefill(model, session, drafter, active, begun)
+        policy.begin(_prefill(model, session, drafter, policy, active, begun=begun))
         _attach(drafter, session, active)
         clock = _Clock()
         while active:
-            budget = policy.budget()
+            budget = policy.budget([len(sequence.token_ids) for sequence in active])
+            if policy.is_learning:
+                news.tell()
             trees = _propose(drafter, policy, budget, active, model.vocab_size)
             trees = [session.fit(tree) for tree in trees]
             extended = _extend(drafter, session, active, trees, model.vocab_size) if budget else trees
             clock.lap("draft")
-            candidates = None
+            candidates, top_k = None, drafter.top_k if policy.is_learning else 0
             with _meanwhile(drafter, active):
                 logits = session.forward(extended)
                 if model.is_asynchronous:  # whatever is read of the logits is computed behind them
                     _draw_ahead(extended, logits, active)
-                    candidates = _candidates(trees, logits, drafter.top_k, wait=False)
+                    candidates = _candidates(trees, logits, top_k, wait=False)
                 model.synchronize()  # the one time a step waits
             clock.lap("forward")
             acceptances = [verify(*row) for row in zip(trees, logits, active, strict=True)]
             clock.lap("verify")
             session.keep(acceptances)
             clock.lap("other")
-            gains = [Gain(*row) for row in zip(active, trees, acceptances, strict=True)]
-            candidates = candidates or _candidates(trees, logits, drafter.top_k)
-            for gain, observation in zip(gains, _observations(gains, logits, candidates), strict=True):
-                _commit(gain)
-                drafter.observe(gain.sequence, observation)
+            gains = _commit(active, trees, acceptances)
+            candidates = candidates or _candidates(trees, logits, top_k)
+            news.hear(gains, logits, candidates, at_once=policy.is_learning)
             clock.lap("draft")
-            num_rows = len(active) * (max(map(len, extended)) + 1)
-            num_accepted = [len(acceptance.path) for acceptance in acceptances]
             spent, clock.spent = clock.spent, {}
-            overhead_ms = sum(spent.values()) - spent["forward"]
-            policy.observe(num_rows, spent["forward"], overhead_ms, num_accepted)
-            finished = [row for row, gain in enumerate(gains) if gain.sequence.finish_reason]
-            if finished:
-                active = _retire(finished, active, drafter, begun)
-                if active:
-                    session.retain([row for row in range(len(gains)) if row not in finished])
-                    _attach(drafter, session, active)
+            _judge(policy, extended, acceptances, spent)
+            if any(gain.sequence.finish_reason for gain in gains):
+                news.tell()
+                active = _retire(active, session, drafter, begun)
             clock.lap("other")
             spent["other"] += clock.spent.pop("other")
             _account(gains, spent)
             yield Step(gains, spent)
             clock.started = time.perf_counter()
     finally:
+        news.tell()
         for sequence in begun:
             drafter.end(sequence)
 
 
-def _prefill(
-    model: Target, session: Session, drafter: Drafter, active: list[Sequence], begun: list[Sequence]
+def _judge(
+    policy: DraftPolicy, trees: list[DraftTree], acceptances: list[Acceptance], spent: dict[str, float]
 ) -> None:
+    """Tell the policy what the step cost and gained."""
+    num_rows = len(trees) * (max(map(len, trees)) + 1)
+    num_accepted = [len(acceptance.path) for acceptance in acceptances]
+    other_ms = spent["verify"] + spent["other"]
+    policy.observe(num_rows, spent["forward"], spent["draft"], num_accepted, other_ms)
+
+
+class _News:
+    """What a drafter may learn of every step: at once, or later, of many steps as of one without a draft."""
+
+    def __init__(self, drafter: Drafter) -> None:
+        self._drafter = drafter
+        self._num_untold: Counter[Sequence] = Counter()
+
+    def hear(
+        self,
+        gains: list[Gain],
+        logits: list[torch.Tensor],
+        candidates: list[TopCandidates | None],
+        *,
+        at_once: bool,
+    ) -> None:
+        for gain, found, of_one in zip(gains, candidates, logits, strict=True):
+            if at_once:
+                self._drafter.observe(gain.sequence, Observation(gain.tree, gain.acceptance, found, of_one))
+            else:
+                self._num_untold[gain.sequence] += len(gain.acceptance.token_ids)
+
+    def tell(self) -> None:
+        """All that was put off."""
+        for sequence, count in self._num_untold.items():
+            written = Acceptance([], sequence.token_ids[-count:])
+            self._drafter.observe(sequence, Observation(DraftTree(), written))
+        self._num_untold.clear()
+
+
+def _prefill(
+    model: Target,
+    session: Session,
+    drafter: Drafter,
+    policy: DraftPolicy,
+    active: list[Sequence],
+    *,
+    begun: list[Sequence],
+) -> float:
+    """Cache the prompts; returns the milliseconds that took."""
     clock = _Clock()
-    prompts = session.prefill([sequence.token_ids for sequence in active], drafter.top_k)
+    prompts = [sequence.token_ids for sequence in active]
+    positions = _telling_positions(prompts, policy) if drafter.top_k else None
+    found = session.prefill(prompts, drafter.top_k, positions)
     model.synchronize()
-    for sequence, candidates in zip(active, prompts, strict=True):
+    for sequence, candidates in zip(active, found, strict=True):
         begun.append(sequence)
         drafter.begin(sequence, candidates)
     clock.lap("prefill")
     for sequence in active:
         sequence.stats.prefill_ms = clock.spent["prefill"]
+    return clock.spent["prefill"]
+
+
+def _telling_positions(prompts: list[list[int]], policy: DraftPolicy) -> list[NDArray[np.int64]] | None:
+    """Where drafters are to see candidates of each prompt; None: everywhere."""
+    count = policy.num_prompt_rows(sum(map(len, prompts)))
+    if count is None:
+        return None
+    return [telling_positions(prompt, count // len(prompts), PREFILL_CHUNK) for prompt in prompts]
 
 
 def _propose(
@@ -192,10 +248,12 @@ def _extend(
     return extended
 
 
-def _commit(gain: Gain) -> None:
-    sequence, acceptance = gain.sequence, gain.acceptance
-    sequence.token_ids += acceptance.token_ids
-    sequence.finish_reason = acceptance.finish_reason
+def _commit(active: list[Sequence], trees: list[DraftTree], acceptances: list[Acceptance]) -> list[Gain]:
+    gains = [Gain(*row) for row in zip(active, trees, acceptances, strict=True)]
+    for sequence, acceptance in zip(active, acceptances, strict=True):
+        sequence.token_ids += acceptance.token_ids
+        sequence.finish_reason = acceptance.finish_reason
+    return gains
 
 
 def _draw_ahead(trees: list[DraftTree], logits: list[torch.Tensor], active: list[Sequence]) -> None:
@@ -219,24 +277,20 @@ def _candidates(
     return [best.rows(end - size, end) for size, end in zip(sizes, ends, strict=True)]
 
 
-def _observations(
-    gains: list[Gain], logits: list[torch.Tensor], candidates: list[TopCandidates | None]
-) -> list[Observation]:
-    """What the drafter may learn of every sequence."""
-    return [
-        Observation(gain.tree, gain.acceptance, found, of_one)
-        for gain, found, of_one in zip(gains, candidates, logits, strict=True)
-    ]
-
-
 def _retire(
-    finished: list[int], active: list[Sequence], drafter: Drafter, begun: list[Sequence]
+    active: list[Sequence], session: Session, drafter: Drafter, begun: list[Sequence]
 ) -> list[Sequence]:
-    """End the finished sequences; returns the others."""
-    for row in finished:
-        begun.remove(active[row])
-        drafter.end(active[row])
-    return [sequence for row, sequence in enumerate(active) if row not in finished]
+    """End the finished sequences; returns the others, which the session goes on with."""
+    rows = [row for row, sequence in enumerate(active) if not sequence.finish_reason]
+    for sequence in active:
+        if sequence.finish_reason:
+            begun.remove(sequence)
+            drafter.end(sequence)
+    going_on = [active[row] for row in rows]
+    if going_on:
+        session.retain(rows)
+        _attach(drafter, session, going_on)
+    return going_on
 
 
 def _account(gains: list[Gain], spent: dict[str, float]) -> None:

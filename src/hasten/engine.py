@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence as AbstractSequence
+from functools import cached_property
 from typing import Any
 
 from hasten.core import SamplingParams, Sequence, sampling_params
@@ -22,7 +23,8 @@ from hasten.models.seq2seq_lm import target_of
 from hasten.models.superposed import Completion, NgramTables, complete
 from hasten.models.target import Target
 from hasten.models.vocabulary import vocabulary_fingerprint
-from hasten.policies import POLICIES, DraftPolicy, FixedPolicy, ForwardCost, check_policy
+from hasten.policies import POLICIES, DraftPolicy, FixedPolicy, check_policy
+from hasten.pricing import Prices
 from hasten.requests import Job, Piece, Prompt, Requests
 from hasten.stopping import TextStream
 from hasten.values import at_least_one
@@ -145,8 +147,7 @@ class LanguageModel:
         self._requests = Requests(target, tokenizer)
         self._default_drafter = drafter
         self._drafters: dict[str, Drafter] = {}
-        self._policies: dict[tuple[str, str, int], DraftPolicy] = {}
-        self._cost = ForwardCost()
+        self._policies: dict[tuple[str, str], DraftPolicy] = {}
         self._fingerprint: str | None = None
         opened = None if index is None else open_index(index, self.fingerprint)
         if draft is not None:
@@ -335,16 +336,28 @@ class LanguageModel:
     ) -> Iterator[Step]:
         check_policy(policy_name, num_draft_tokens)
         chosen = self.drafter(drafter)
-        policy: DraftPolicy
-        if num_draft_tokens is not None or chosen.name == "off":
-            policy = FixedPolicy(num_draft_tokens or 0)
-        elif chosen is self._drafters.get(chosen.name):
-            key = chosen.name, policy_name, len(sequences)
-            policy = self._policies.setdefault(key, POLICIES[policy_name](self._cost))
-        else:
-            policy = POLICIES[policy_name](self._cost)
         for sequence in sequences:
             sequence.guarantee, sequence.proposals = verifier.guarantee, verifier.proposals
             if verifier.begin is not None:
                 verifier.begin(sequence)
-        return decode(self.target, chosen, policy, sequences, verifier.rule)
+        if num_draft_tokens is not None or chosen.name == "off":
+            yield from decode(
+                self.target, chosen, FixedPolicy(num_draft_tokens or 0), sequences, verifier.rule
+            )
+            return
+        yield from decode(self.target, chosen, self._policy(chosen, policy_name), sequences, verifier.rule)
+        self._prices.keep()
+
+    def _policy(self, drafter: Drafter, name: str) -> DraftPolicy:
+        """What it learnt of this drafter goes on from call to call, whatever the size of the batch."""
+        key = drafter.name, name
+        if drafter is not self._drafters.get(drafter.name):
+            return POLICIES[name](self._prices.cost)
+        if key not in self._policies:
+            self._policies[key] = POLICIES[name](self._prices.cost)
+        return self._policies[key]
+
+    @cached_property
+    def _prices(self) -> Prices:
+        """Measured, unless an earlier run did, when the first text is drafted."""
+        return Prices(self.target)

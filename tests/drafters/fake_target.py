@@ -38,7 +38,7 @@ class FakeTarget:
 
     def synchronize(self) -> None: ...
 
-    def prefill(self, prompts: list[list[int]], top_k: int = 0) -> list[None]:
+    def prefill(self, prompts: list[list[int]], top_k: int = 0, positions: object = None) -> list[None]:
         self.texts = [list(prompt) for prompt in prompts]
         return [None] * len(prompts)
 

@@ -285,8 +285,8 @@ def shared_lengths(monkeypatch):
     lengths = []
     prefill = SharedPrefixSession.prefill
 
-    def spy(session, prompts, top_k=0):
-        found = prefill(session, prompts, top_k)
+    def spy(session, prompts, *rest):
+        found = prefill(session, prompts, *rest)
         lengths.append(session.num_shared_tokens)
         return found
 

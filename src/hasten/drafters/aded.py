@@ -283,12 +283,13 @@ class Aded:
     def begin(self, sequence: Sequence, prompt_candidates: TopCandidates | None) -> None:
         if prompt_candidates is not None and self.top_k:
             rows = len(prompt_candidates.token_ids)
-            # Newest first: of two places with the same two tokens the later one wins.
-            tokens = np.array(sequence.token_ids[:rows][::-1], np.int64)
-            newest_first = TopCandidates(
-                prompt_candidates.token_ids[::-1][:-1], prompt_candidates.probs[::-1][:-1]
-            )
-            self._learn_candidates(tokens[1:], tokens[:-1], newest_first)
+            places = np.arange(rows) if prompt_candidates.positions is None else prompt_candidates.positions
+            # Newest first: of two places with the same two tokens the later one wins. The first token of all
+            # has none before it.
+            order = np.flatnonzero(places > 0)[::-1]
+            tokens = np.array(sequence.token_ids, np.int64)
+            newest_first = TopCandidates(prompt_candidates.token_ids[order], prompt_candidates.probs[order])
+            self._learn_candidates(tokens[places[order] - 1], tokens[places[order]], newest_first)
         self._adapt(sequence.token_ids[-WINDOW:])
 
     def propose(self, sequence: Sequence, budget: int) -> DraftTree:

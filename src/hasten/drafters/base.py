@@ -75,7 +75,8 @@ class Drafter(Protocol):
     def begin(self, sequence: Sequence, prompt_candidates: TopCandidates | None) -> None:
         """A sequence starts; its prompt is ``sequence.token_ids``.
 
-        prompt_candidates: rows for the prompt positions 0 .. len(prompt) - 2, when top_k asked for them.
+        prompt_candidates: of some positions of the prompt (``positions``), as many as were worth their time,
+            when top_k asked for them; the last token's come with the first step.
         """
         ...
 

@@ -182,6 +182,8 @@ class LogitSpec(Forgetful):
         if observation.candidates is not None:
             path = observation.acceptance.path
             self._keep(sequence, observation.candidates, path[-1] + 1 if path else 0)
+        else:
+            self._rows.pop(sequence, None)  # those of an earlier token
         self._catch_up(sequence)
 
     def end(self, sequence: Sequence) -> None:

@@ -220,6 +220,8 @@ class TokenRecycling:
         if prompt_candidates is None:
             return
         tokens = np.array(sequence.token_ids, np.int64)
+        if prompt_candidates.positions is not None:
+            tokens = tokens[prompt_candidates.positions]
         candidate_ids, candidate_probs = contiguous(prompt_candidates)
         assert len(candidate_ids) <= len(tokens)
         _learn_prompt(self._table, self._probs, tokens, candidate_ids, candidate_probs)

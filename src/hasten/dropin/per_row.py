@@ -47,4 +47,4 @@ class PerRow(NoDrafter):
 def _best(candidates: TopCandidates | None, k: int) -> TopCandidates | None:
     if candidates is None or not k:
         return None
-    return TopCandidates(candidates.token_ids[:, :k], candidates.probs[:, :k])
+    return TopCandidates(candidates.token_ids[:, :k], candidates.probs[:, :k], candidates.positions)

@@ -119,6 +119,12 @@ class CausalLM(Target):
         own = demanded_processors(model, prompt_length, max_length, self.device)
         return [*(process for process in own if type(process) not in replaced), *given]
 
+    @property
+    def pass_kind(self) -> str:
+        is_packed = any(isinstance(module, PackedLinear) for module in self.forward.model.modules())
+        kind = type(self.forward).__name__
+        return f"{kind}, packed layers" if is_packed else kind
+
     def num_bytes(self) -> int:
         """Memory of the weights, packed ones included."""
         packed = [module for module in self.forward.model.modules() if isinstance(module, PackedLinear)]

@@ -10,15 +10,17 @@ Three ways to forget rejected tokens, from fast to slow:
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from hasten.core import Acceptance, TopCandidates
-from hasten.models.forward import PREFILL_CHUNK, Forward, join_candidates
+from hasten.models.forward import PREFILL_CHUNK, Forward, Kept, among, join_candidates
 from hasten.models.slot_cache import SlotCache
 from hasten.sampling import top_candidates
 from hasten.tree import DraftTree
@@ -39,11 +41,15 @@ class ChainSession:
         self._drafts = drafts
         self._rows: list[_Row] = []
 
-    def prefill(self, prompts: list[list[int]], top_k: int = 0) -> list[TopCandidates | None]:
+    def prefill(
+        self, prompts: list[list[int]], top_k: int = 0, positions: list[NDArray[np.int64]] | None = None
+    ) -> list[TopCandidates | None]:
         self._rows = [
             _Row(self._forward.select([row]), self._rollback, prompt) for row, prompt in enumerate(prompts)
         ]
-        return [row.prefill(top_k) for row in self._rows]
+        if positions is None:
+            return [row.prefill(top_k, None) for row in self._rows]
+        return [row.prefill(top_k, own) for row, own in zip(self._rows, positions, strict=True)]
 
     def fit(self, tree: DraftTree) -> DraftTree:
         return best_chain(tree) if self._drafts else DraftTree()
@@ -87,17 +93,19 @@ class _Row:
             recurrent = rollback == "snapshot"
             self._cache = DynamicCache(config=forward.text_config) if recurrent else SlotCache()
 
-    def prefill(self, top_k: int) -> TopCandidates | None:
+    def prefill(self, top_k: int, positions: NDArray[np.int64] | None) -> TopCandidates | None:
         pieces = []
         # Several tokens on top of a state are what some recurrent layers get wrong: give them one piece.
         size = PREFILL_CHUNK if self._rollback == "crop" else len(self._text)
         for start in range(0, len(self._text) - 1, size):
             chunk = self._text[:-1][start : start + size]
-            if self._cache is None and not top_k:
-                break
-            logits = self._run(chunk, start, logits_to_keep=0 if top_k else 1)
-            if top_k:
-                pieces.append(top_candidates(logits, top_k))
+            columns = among(positions, start, start + len(chunk))
+            is_wanted = top_k > 0 and len(columns) > 0
+            if self._cache is None and not is_wanted:
+                continue
+            logits = self._run(chunk, start, columns if is_wanted else 1)
+            if is_wanted:
+                pieces.append(replace(top_candidates(logits, top_k), positions=start + columns))
         return join_candidates(pieces)
 
     def forward(self, chain: list[int]) -> torch.Tensor:
@@ -119,7 +127,7 @@ class _Row:
         self._snapshot = None
         self._text += acceptance.token_ids
 
-    def _run(self, token_ids: list[int], start: int, logits_to_keep: int = 0) -> torch.Tensor:
+    def _run(self, token_ids: list[int], start: int, logits_to_keep: Kept = 0) -> torch.Tensor:
         positions = np.arange(start, start + len(token_ids))[None]
         return self._forward(np.asarray([token_ids]), positions, None, self._cache, logits_to_keep)[0]
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hasten.errors import ConfigError, ModelError
 from hasten.models.causal_lm import CausalLM
 from hasten.models.draft_rows import DraftRow, Step
-from hasten.models.forward import PREFILL_CHUNK, Forward
+from hasten.models.forward import PREFILL_CHUNK, Forward, Kept
 from hasten.models.hidden_tap import HiddenForward
 from hasten.models.tree_session import Block, TreeSession
 from hasten.tree import ROOT
@@ -220,7 +220,7 @@ class GrowingSession(TreeSession):
             self._begin(0)
         self._rows = [self._rows[row] for row in rows]
 
-    def _run(self, blocks: list[Block], logits_to_keep: int) -> torch.Tensor:
+    def _run(self, blocks: list[Block], logits_to_keep: Kept) -> torch.Tensor:
         self.num_passes += 1
         return super()._run(blocks, logits_to_keep)
 

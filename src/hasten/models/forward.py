@@ -17,6 +17,15 @@ PREFILL_CHUNK = 512
 """Prompts are cached in pieces of this many tokens, so that masks and logits stay small."""
 
 
+Kept = int | NDArray[np.int64]
+"""Whose logits a pass gives: of the last so many tokens of each row (0: of all), or of these columns."""
+
+
+def columns_kept(kept: Kept, width: int) -> NDArray[np.int64]:
+    """Which of ``width`` columns these are."""
+    return np.arange(width)[-kept:] if isinstance(kept, int) else kept
+
+
 class Forward:
     """Calls the model with what its signature accepts."""
 
@@ -54,16 +63,21 @@ class Forward:
         position_ids: NDArray[np.int64] | None,
         attention_mask: Any | None,
         cache: Any | None,
-        logits_to_keep: int = 0,
+        logits_to_keep: Kept = 0,
     ) -> torch.Tensor:
-        """Logits [batch, tokens, vocab]; of the last ``logits_to_keep`` tokens only, where that is not 0.
+        """Logits [batch, tokens, vocab]; of the tokens to keep only, where a model can leave others out.
 
         ``attention_mask`` is what ``mask`` gave, or None for a causal pass.
         """
         arguments = self._arguments(position_ids, attention_mask, cache)
-        if logits_to_keep and self._takes_logits_to_keep:
-            arguments["logits_to_keep"] = logits_to_keep
+        columns = (
+            None if isinstance(logits_to_keep, int) else torch.from_numpy(logits_to_keep).to(self.device)
+        )
+        if self._takes_logits_to_keep and (columns is not None or logits_to_keep):
+            arguments["logits_to_keep"] = logits_to_keep if columns is None else columns
         logits: torch.Tensor = self._run(torch.from_numpy(token_ids).to(self.device), arguments).logits
+        if columns is not None and not self._takes_logits_to_keep:
+            return logits[:, columns]
         return logits
 
     def mask(self, visible: dict[str, Visible]) -> Any:
@@ -133,10 +147,19 @@ class Forward:
 
 
 def join_candidates(pieces: list[TopCandidates]) -> TopCandidates | None:
-    """Candidates of consecutive pieces of one prompt, as one."""
+    """Candidates of consecutive pieces of one prompt, as one; their positions are those of the prompt."""
     if not pieces:
         return None
+    positions = [piece.positions for piece in pieces if piece.positions is not None]
     return TopCandidates(
         np.concatenate([piece.token_ids for piece in pieces]),
         np.concatenate([piece.probs for piece in pieces]),
+        np.concatenate(positions) if len(positions) == len(pieces) else None,
     )
+
+
+def among(positions: NDArray[np.int64] | None, start: int, stop: int) -> NDArray[np.int64]:
+    """Those of start .. stop - 1, counted from there; all of them for None."""
+    if positions is None:
+        return np.arange(stop - start)
+    return positions[(positions >= start) & (positions < stop)] - start

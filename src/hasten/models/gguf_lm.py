@@ -151,6 +151,10 @@ class GgufLM(Target):
         weakref.finalize(owner, self._free.append, context)
         return context
 
+    @property
+    def pass_kind(self) -> str:
+        return "llama.cpp"
+
     def num_bytes(self) -> int:
         return self.file.num_bytes
 

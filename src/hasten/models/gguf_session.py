@@ -60,7 +60,9 @@ class GgufSession:
         self._max_nodes = 0
         self._rows: list[_Row] = []
 
-    def prefill(self, prompts: list[list[int]], top_k: int = 0) -> list[TopCandidates | None]:
+    def prefill(
+        self, prompts: list[list[int]], top_k: int = 0, positions: list[NDArray[np.int64]] | None = None
+    ) -> list[TopCandidates | None]:
         batch = len(prompts)
         if batch > MAX_SEQUENCES:
             raise ConfigError(
@@ -76,9 +78,13 @@ class GgufSession:
         self._rows = [
             _Row(self._context, row, self._max_leaves, prompt) for row, prompt in enumerate(prompts)
         ]
-        return self._cache_prompts([prompt[:-1] for prompt in prompts], top_k)
+        texts = [prompt[:-1] for prompt in prompts]
+        wanted = [np.arange(len(text)) for text in texts] if positions is None else positions
+        return self._cache_prompts(texts, top_k, wanted)
 
-    def _cache_prompts(self, texts: list[list[int]], top_k: int) -> list[TopCandidates | None]:
+    def _cache_prompts(
+        self, texts: list[list[int]], top_k: int, wanted: list[NDArray[np.int64]]
+    ) -> list[TopCandidates | None]:
         """All texts end to end, and what all of them begin with once."""
         shared = _common_length(texts) if len(texts) > 1 else 0
         everyone = [row.base for row in self._rows]
@@ -90,11 +96,21 @@ class GgufSession:
             token_ids += text[shared:]
             positions += range(shared, len(text))
             owners += [[row.base]] * (len(text) - shared)
-        found = self._cache(np.array(token_ids, np.int64), np.array(positions, np.int64), owners, top_k)
+        slots = [
+            np.array([*range(shared), *own], np.int64)[of_text]
+            for own, of_text in zip(places, wanted, strict=True)
+        ]
+        all_slots = np.unique(np.concatenate(slots)) if top_k else np.empty(0, np.int64)
+        found = self._cache(
+            np.array(token_ids, np.int64), np.array(positions, np.int64), owners, top_k, all_slots
+        )
         if found is None:
             return [None] * len(texts)
-        rows = [np.array([*range(shared), *own], np.int64) for own in places]
-        return [TopCandidates(found.token_ids[row], found.probs[row]) if len(row) else None for row in rows]
+        rows = [np.searchsorted(all_slots, own) for own in slots]
+        return [
+            TopCandidates(found.token_ids[row], found.probs[row], of_text) if len(row) else None
+            for row, of_text in zip(rows, wanted, strict=True)
+        ]
 
     def _cache(
         self,
@@ -102,17 +118,19 @@ class GgufSession:
         positions: NDArray[np.int64],
         owners: list[list[int]],
         top_k: int,
+        slots: NDArray[np.int64],
     ) -> TopCandidates | None:
-        """A chunk at a time; the candidates of all tokens, where they are asked for."""
+        """A chunk at a time; the candidates of those slots."""
         found = []
         size = PREFILL_CHUNK
-        if top_k:
-            size = max(1, min(size, _CANDIDATE_LOGITS // self._context.vocab_size))
+        most = max(1, _CANDIDATE_LOGITS // self._context.vocab_size)
+        if len(slots) > most:
+            size = min(size, most)
         for start in range(0, len(token_ids), size):
             chunk = slice(start, start + size)
-            wanted = np.full(len(token_ids[chunk]), bool(top_k))
+            wanted = np.isin(np.arange(len(token_ids))[chunk], slots)
             logits = self._context.run(token_ids[chunk], positions[chunk], owners[chunk], wanted)
-            if top_k:
+            if wanted.any():
                 found.append(top_candidates(logits, top_k))
         return join_candidates(found)
 

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from hasten.models.attention import Visible
-from hasten.models.forward import Forward
+from hasten.models.forward import Forward, Kept
 from hasten.models.slot_cache import SlotCache
 from hasten.transfers import staged
 
@@ -123,7 +123,7 @@ class GraphedForward(Forward):
         position_ids: NDArray[np.int64] | None,
         attention_mask: Any | None,
         cache: Any | None,
-        logits_to_keep: int = 0,
+        logits_to_keep: Kept = 0,
     ) -> torch.Tensor:
         if isinstance(attention_mask, VisibleSlots):
             visible = attention_mask.kinds
@@ -134,7 +134,9 @@ class GraphedForward(Forward):
             ):
                 logits = self._replay(token_ids, position_ids, visible, cache)
                 if logits is not None:
-                    return logits[:, -logits_to_keep:]
+                    if isinstance(logits_to_keep, int):
+                        return logits[:, -logits_to_keep:]
+                    return logits[:, torch.from_numpy(logits_to_keep).to(self.device)]
             attention_mask = super().mask(visible)
         return super().__call__(token_ids, position_ids, attention_mask, cache, logits_to_keep)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from hasten.core import Acceptance, TopCandidates
 from hasten.tree import DraftTree
@@ -17,10 +19,13 @@ class Session(Protocol):
     next tree. Rows are in the order of ``prefill`` less those that ``retain`` dropped.
     """
 
-    def prefill(self, prompts: list[list[int]], top_k: int = 0) -> list[TopCandidates | None]:
+    def prefill(
+        self, prompts: list[list[int]], top_k: int = 0, positions: list[NDArray[np.int64]] | None = None
+    ) -> list[TopCandidates | None]:
         """Cache all but the last token of each prompt.
 
-        Returns, where top_k asks for it, the candidates of each prompt's positions 0 .. len - 2.
+        Returns, where top_k asks for it, the candidates of these positions of each prompt, rising and below
+        its length - 1; of all of them where ``positions`` is None. What rows share may bring more.
         """
         ...
 

@@ -8,6 +8,7 @@ Knows nothing of trees of prefixes: what only some rows share is cached for each
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from hasten.core import Acceptance, System, TopCandidates
 from hasten.models.attention import AttentionKinds
-from hasten.models.forward import Forward, join_candidates
+from hasten.models.forward import Forward, Kept, among, join_candidates
 from hasten.models.prefix_attention import Prefix, attending_to
 from hasten.models.probe import reproduces_plain_passes
 from hasten.models.session import Session
@@ -65,18 +66,26 @@ class SharedPrefixSession:
         self._prefix: TreeSession | None = None
         self._rows = TreeSession(forward)
 
-    def prefill(self, prompts: list[list[int]], top_k: int = 0) -> list[TopCandidates | None]:
+    def prefill(
+        self, prompts: list[list[int]], top_k: int = 0, positions: list[NDArray[np.int64]] | None = None
+    ) -> list[TopCandidates | None]:
         length = common_length(prompts)
         is_worth_it = length >= self._min_prefix and length * (len(prompts) - 1) >= self._min_saved
         if not is_worth_it or not self._is_allowed():
             self._prefix, self._rows = None, TreeSession(self._forward)
-            return self._rows.prefill(prompts, top_k)
+            return self._rows.prefill(prompts, top_k, positions)
         self._prefix = TreeSession(self._forward)
-        of_prefix = self._prefix.prefill([prompts[0][: length + 1]], top_k)
+        shared = own = None
+        if positions is not None:
+            shared = [among(np.unique(np.concatenate(positions)), 0, length)]
+            own = [
+                among(of_one, length, len(prompt)) for of_one, prompt in zip(positions, prompts, strict=True)
+            ]
+        of_prefix = self._prefix.prefill([prompts[0][: length + 1]], top_k, shared)
         prefix = Prefix(self._prefix.states(), length)
         self._rows = TreeSession(_ForwardOverPrefix(self._forward.model, prefix))
-        of_rows = self._rows.prefill([prompt[length:] for prompt in prompts], top_k)
-        return [join_candidates([part for part in (*of_prefix, row) if part]) for row in of_rows]
+        of_rows = self._rows.prefill([prompt[length:] for prompt in prompts], top_k, own)
+        return [join_candidates([*_parts(of_prefix[0], 0), *_parts(row, length)]) for row in of_rows]
 
     def fit(self, tree: DraftTree) -> DraftTree:
         return self._rows.fit(tree)
@@ -118,6 +127,14 @@ class SharedPrefixSession:
         return self._rows.num_bytes() + (self._prefix.num_bytes() if self._prefix else 0)
 
 
+def _parts(candidates: TopCandidates | None, start: int) -> list[TopCandidates]:
+    """None or one, with positions that count from ``start`` on."""
+    if candidates is None:
+        return []
+    assert candidates.positions is not None
+    return [replace(candidates, positions=start + candidates.positions)]
+
+
 class _ForwardOverPrefix(Forward):
     """Forward passes of rows that go on after a common prefix; their positions count from its end."""
 
@@ -131,7 +148,7 @@ class _ForwardOverPrefix(Forward):
         position_ids: NDArray[np.int64] | None,
         attention_mask: torch.Tensor | dict[str, torch.Tensor] | None,
         cache: Any | None,
-        logits_to_keep: int = 0,
+        logits_to_keep: Kept = 0,
     ) -> torch.Tensor:
         assert position_ids is not None
         with attending_to(self._shared, self.text_config):
@@ -166,10 +183,12 @@ class _FirstOfTwoRows:
     def __init__(self, forward: Forward) -> None:
         self._session: Session = SharedPrefixSession(forward, lambda: True, min_prefix=1, min_saved=1)
 
-    def prefill(self, prompts: list[list[int]], top_k: int = 0) -> list[TopCandidates | None]:
+    def prefill(
+        self, prompts: list[list[int]], top_k: int = 0, positions: list[NDArray[np.int64]] | None = None
+    ) -> list[TopCandidates | None]:
         [prompt] = prompts
         half = len(prompt) // 2
-        return self._session.prefill([prompt, [*prompt[:half], *prompt[:0:-1]]], top_k)[:1]
+        return self._session.prefill([prompt, [*prompt[:half], *prompt[:0:-1]]], top_k, positions)[:1]
 
     def fit(self, tree: DraftTree) -> DraftTree:
         return self._session.fit(tree)

@@ -63,6 +63,11 @@ class Target(ABC):
     def open(self, sequences: AbstractSequence[Sequence] = ()) -> Session:
         """A session for one batch."""
 
+    @property
+    @abstractmethod
+    def pass_kind(self) -> str:
+        """How its passes are run: what one costs is known for this kind alone."""
+
     @abstractmethod
     def num_bytes(self) -> int:
         """Memory of the weights."""

@@ -8,6 +8,7 @@ are cached in packed rows (prepacking.py) and each moved to a row of its own aft
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from hasten.core import Acceptance, TopCandidates
 from hasten.models.attention import AttentionKinds
-from hasten.models.forward import PREFILL_CHUNK, Forward, join_candidates
+from hasten.models.forward import PREFILL_CHUNK, Forward, Kept, among, join_candidates
 from hasten.models.prepacking import ROW_CAPACITY, PackedRow, group_rows, pack_rows
 from hasten.models.slot_cache import SlotCache
 from hasten.sampling import top_candidates
@@ -65,6 +66,7 @@ class TreeSession:
         self._max_holes = max_holes
         self._packed = prefill == "packed" and forward.can_pack_prompts
         self._roots: list[int] = []
+        self._wanted: list[NDArray[np.int64]] | None = None  # positions of each text; None: all of them
         self._block_start = 0
         self._begin(0)
 
@@ -75,13 +77,18 @@ class TreeSession:
         self._positions = np.zeros((count, 0), np.int64)  # [batch, slots]
         self._lengths = [0] * count  # cached tokens of each row
 
-    def prefill(self, prompts: list[list[int]], top_k: int = 0) -> list[TopCandidates | None]:
+    def prefill(
+        self, prompts: list[list[int]], top_k: int = 0, positions: list[NDArray[np.int64]] | None = None
+    ) -> list[TopCandidates | None]:
         self._begin(0)
         texts = [tuple(prompt[:-1]) for prompt in prompts]
         self._roots = [prompt[-1] for prompt in prompts]
+        self._wanted = positions
         if not self._packed:
             return self._cache_padded(texts, top_k)
         places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+        if positions is not None:
+            self._wanted = [positions[texts.index(text)] for text in places]
         found = self._cache_packed(list(places), top_k)
         if len(places) == len(texts):
             return found
@@ -108,7 +115,7 @@ class TreeSession:
             for row, of_row in zip(group, self._cache_rows(group, texts, top_k), strict=True):
                 if of_row is not None:
                     for text, slots in row.places():
-                        found[text] = TopCandidates(of_row.token_ids[slots], of_row.probs[slots])
+                        found[text] = _part(of_row, slots)
             if unpacked is None:
                 unpacked = self._cache.blank(len(texts), longest, longest + _ROOM)
             for packed, layer in zip(self._cache.used_layers, unpacked.used_layers, strict=True):
@@ -138,12 +145,25 @@ class TreeSession:
                 first, stop = min(start, row.size), min(start + PREFILL_CHUNK, row.size)
                 depths = row.positions()[first:stop] - first  # later chunks belong to rows of one prompt
                 blocks.append(Block(token_ids[first:stop], depths, row.visible(first, stop)))
-            logits = self._run(blocks, logits_to_keep=0 if top_k else 1)
-            for index, block in enumerate(blocks):
-                if top_k and len(block.token_ids):
-                    found[index].append(top_candidates(logits[index, : len(block.token_ids)], top_k))
+            columns = [
+                self._columns(row, start, len(block.token_ids))
+                for row, block in zip(rows, blocks, strict=True)
+            ]
+            kept = np.unique(np.concatenate(columns))
+            logits = self._run(blocks, kept if top_k and len(kept) else 1)
+            for index, own in enumerate(columns):
+                if top_k and len(own):
+                    best = top_candidates(logits[index, np.searchsorted(kept, own)], top_k)
+                    found[index].append(replace(best, positions=start + own))
             self._commit([np.arange(len(block.token_ids)) for block in blocks])
         return [join_candidates(pieces) for pieces in found]
+
+    def _columns(self, row: PackedRow, start: int, count: int) -> NDArray[np.int64]:
+        """Of the ``count`` slots of a row from ``start`` on, those whose candidates are wanted."""
+        if self._wanted is None:
+            return np.arange(count)
+        slots = [slots.start + self._wanted[prompt] for prompt, slots in row.places()]
+        return among(np.concatenate(slots), start, start + count)
 
     def fit(self, tree: DraftTree) -> DraftTree:
         return tree
@@ -204,7 +224,7 @@ class TreeSession:
         """Memory of the cache: holes, and slots that are not in use yet, included."""
         return self._cache.num_bytes()
 
-    def _run(self, blocks: list[Block], logits_to_keep: int) -> torch.Tensor:
+    def _run(self, blocks: list[Block], logits_to_keep: Kept) -> torch.Tensor:
         """One pass over a block a row, padded to the longest; logits [batch, tokens, vocab]."""
         batch, width = self._visible.shape
         size = max(len(block.token_ids) for block in blocks)
@@ -247,6 +267,16 @@ class TreeSession:
         self._positions = np.take_along_axis(self._positions, order, axis=1)
         self._visible = np.take_along_axis(self._visible, order, axis=1)
         return True
+
+
+def _part(candidates: TopCandidates, slots: slice) -> TopCandidates | None:
+    """Those of one prompt of a packed row."""
+    assert candidates.positions is not None
+    first, stop = np.searchsorted(candidates.positions, (slots.start, slots.stop)).tolist()
+    if first == stop:
+        return None
+    part = candidates.rows(first, stop)
+    return replace(part, positions=candidates.positions[first:stop] - slots.start)
 
 
 def _unpack(group: list[PackedRow], packed: torch.Tensor, states: torch.Tensor) -> None:

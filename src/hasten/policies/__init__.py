@@ -8,8 +8,10 @@ from hasten.core import System
 from hasten.errors import ConfigError
 from hasten.policies.base import MAX_DRAFT_TOKENS, DraftPolicy, FixedPolicy
 from hasten.policies.bass import SYSTEM as BASS_SYSTEM, BassPolicy
-from hasten.policies.cost import CostPolicy, ForwardCost
+from hasten.policies.cost import CostPolicy
 from hasten.policies.ems import SYSTEM as EMS_SYSTEM, EmsPolicy
+from hasten.policies.forward_cost import ForwardCost
+from hasten.policies.prompt_rows import PromptPrices, telling_positions
 
 POLICIES: dict[str, Callable[[ForwardCost], DraftPolicy]] = {
     "cost": CostPolicy,
@@ -42,5 +44,7 @@ __all__ = [
     "EmsPolicy",
     "FixedPolicy",
     "ForwardCost",
+    "PromptPrices",
     "check_policy",
+    "telling_positions",
 ]

@@ -15,8 +15,27 @@ MAX_DRAFT_TOKENS = 64
 class DraftPolicy(Protocol):
     """Decides the size of every tree."""
 
-    def budget(self) -> int:
-        """How many nodes a sequence's drafter should propose now; 0: do not ask it."""
+    def num_prompt_rows(self, num_tokens: int) -> int | None:
+        """How many positions of prompts of so many tokens, together, drafters may see candidates of.
+
+        None: all of them.
+        """
+        ...
+
+    def begin(self, prefill_ms: float) -> None:
+        """The texts of a call begin; caching their prompts took that long."""
+        ...
+
+    def budget(self, contexts: Sequence[int] = ()) -> int:
+        """How many nodes a sequence's drafter should propose now; 0: do not ask it.
+
+        contexts: how many tokens each sequence of the batch has.
+        """
+        ...
+
+    @property
+    def is_learning(self) -> bool:
+        """Whether drafters are to be told of this step at once; they hear of others before they are asked."""
         ...
 
     def choose(self, trees: list[DraftTree]) -> list[DraftTree]:
@@ -24,11 +43,17 @@ class DraftPolicy(Protocol):
         ...
 
     def observe(
-        self, num_rows: int, forward_ms: float, overhead_ms: float, num_accepted: Sequence[int]
+        self,
+        num_rows: int,
+        forward_ms: float,
+        draft_ms: float,
+        num_accepted: Sequence[int],
+        other_ms: float = 0.0,
     ) -> None:
         """What the step cost, and how many draft tokens of each sequence were accepted.
 
         ``num_rows`` counts padded rows of the whole batch, those a drafter added to its trees included.
+        ``draft_ms`` is what the drafter took, to propose and to learn; ``other_ms`` is the rest of the step.
         """
         ...
 
@@ -36,19 +61,32 @@ class DraftPolicy(Protocol):
 class FixedPolicy:
     """Always the same number of draft tokens; 0 is plain decoding."""
 
+    is_learning = True
+
     def __init__(self, num_draft_tokens: int) -> None:
         num_draft_tokens = whole(num_draft_tokens, "num_draft_tokens", "a whole number, 0 to 4096")
         if not 0 <= num_draft_tokens <= 4096:
             raise ConfigError(f"num_draft_tokens={num_draft_tokens} cannot work; choose 0 to 4096")
         self._num_draft_tokens = num_draft_tokens
 
-    def budget(self) -> int:
+    def num_prompt_rows(self, num_tokens: int) -> int | None:
+        return None
+
+    def begin(self, prefill_ms: float) -> None:
+        """A fixed size spends what it spends."""
+
+    def budget(self, contexts: Sequence[int] = ()) -> int:
         return self._num_draft_tokens
 
     def choose(self, trees: list[DraftTree]) -> list[DraftTree]:
         return [tree.head(self._num_draft_tokens) for tree in trees]
 
     def observe(
-        self, num_rows: int, forward_ms: float, overhead_ms: float, num_accepted: Sequence[int]
+        self,
+        num_rows: int,
+        forward_ms: float,
+        draft_ms: float,
+        num_accepted: Sequence[int],
+        other_ms: float = 0.0,
     ) -> None:
         """A fixed size learns nothing."""

@@ -32,12 +32,20 @@ SHRINKING = 10
 class BassPolicy:
     """A common length: +2 when a sequence accepts all of it, else less, and ever less in a row."""
 
+    is_learning = True
+
     def __init__(self) -> None:
         self._length = FIRST_LENGTH
         self._was_shrinking = False
         self._has_draft = False
 
-    def budget(self) -> int:
+    def num_prompt_rows(self, num_tokens: int) -> int | None:
+        return None
+
+    def begin(self, prefill_ms: float) -> None:
+        """The length goes on from text to text."""
+
+    def budget(self, contexts: Sequence[int] = ()) -> int:
         return self._length
 
     def choose(self, trees: list[DraftTree]) -> list[DraftTree]:
@@ -45,7 +53,12 @@ class BassPolicy:
         return [tree.head(self._length) for tree in trees]
 
     def observe(
-        self, num_rows: int, forward_ms: float, overhead_ms: float, num_accepted: Sequence[int]
+        self,
+        num_rows: int,
+        forward_ms: float,
+        draft_ms: float,
+        num_accepted: Sequence[int],
+        other_ms: float = 0.0,
     ) -> None:
         if not self._has_draft:
             return

@@ -1,164 +1,228 @@
-"""How much to draft: as much as pays on this machine, measured while decoding.
+"""How much to draft: as much as pays on this machine, and never more than may be lost.
 
-A tree of n nodes costs t(rows) and is expected to gain 1 + the sum of its nodes' acceptance probabilities.
-Both sides of that bargain are learnt online; where nothing pays, the policy drafts nothing and, after a
-while, stops asking the drafter at all.
+A tree of n nodes costs t(rows, context) and what its drafter takes, and is expected to gain 1 + the sum of
+its nodes' acceptance probabilities, corrected by what such sums have been worth. Prices and gains are learnt
+while decoding, and prices are known before (forward_cost.py). What drafting may lose to plain decoding is
+bounded by an account (account.py); when it is used up, the policy sleeps and no drafter is asked.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hasten.policies.account import LossAccount
+from hasten.policies.averages import Line, Mean, Trust
 from hasten.policies.base import MAX_DRAFT_TOKENS
+from hasten.policies.forward_cost import ForwardCost, octave
 from hasten.tree import DraftTree
 
-
-class ForwardCost:
-    """t(rows): milliseconds of a pass, interpolated between the medians of the row counts that were run."""
-
-    _ROW_SHARE = 0.02  # what one more row is believed to add to a pass of one row until it was measured
-    _MEMORY = 9
-
-    def __init__(self) -> None:
-        self._samples: dict[int, deque[tuple[int, float]]] = {}
-        self._knots: dict[int, tuple[float, float]] = {}  # mean rows, median milliseconds
-
-    def observe(self, num_rows: int, milliseconds: float) -> None:
-        knot = round(4 * math.log2(num_rows))
-        samples = self._samples.setdefault(knot, deque(maxlen=self._MEMORY))
-        samples.append((num_rows, milliseconds))
-        rows, times = zip(*samples, strict=True)
-        self._knots[knot] = (sum(rows) / len(rows), statistics.median(times))
-
-    @property
-    def is_known(self) -> bool:
-        return bool(self._knots)
-
-    def __call__(self, num_rows: NDArray[np.integer] | NDArray[np.floating]) -> NDArray[np.float64]:
-        """float64, one a row count; never falls as rows are added."""
-        if not self._knots:
-            return self._prior(num_rows)
-        rows, times = np.array([self._knots[knot] for knot in sorted(self._knots)]).T
-        times = np.minimum.accumulate(times[::-1])[::-1]  # more rows were faster: the slow sample was noise
-        inside = np.interp(num_rows, rows, times)
-        below = times[0] * self._prior(num_rows) / self._prior(rows[0])
-        above = times[-1] * self._prior(num_rows) / self._prior(rows[-1])
-        outside = np.where(num_rows > rows[-1], above, inside)
-        return np.asarray(np.where(num_rows < rows[0], below, outside), np.float64)
-
-    def _prior(self, num_rows: NDArray[np.generic]) -> NDArray[np.float64]:
-        share: NDArray[np.float64] = 1 + self._ROW_SHARE * np.asarray(num_rows, np.float64)
-        return share
+_FIRST_SIZE = 16
+"""Nodes a tree is expected to have before any was chosen."""
+_SHORTEST_NAP, _LONGEST_NAP = 4, 96
+_PLAIN_AFTER = 12
+_PLAIN_SHARE = 0.008
+"""After so many drafted steps one is plain again, so that its price stays right; later if drafts gain so much
+that this would cost more than the share."""
+_PRICED_EVERY = 8
+_SURE = 0.5
+"""Of the tokens that a draft is expected to gain, how many count as if they were gained already."""
+_UNKNOWN = 4
+"""A pass has at most so many times the rows of the largest that was ever run."""
+_SURPRISE = 1.2
+"""A pass that much dearer or cheaper than its price has all prices looked up anew."""
+_SPIKE = 4.0
+"""A pass is charged at most so many times its price: what took longer was not the pass."""
+_UPKEEP_SHARE = 0.0075
+"""Of a plain step, what a drafter may take to follow a text step by step while it is not asked."""
+_UPKEEP_EVERY = 64
 
 
 class CostPolicy:
-    """Maximises expected tokens per second, step by step.
+    """Maximises expected tokens per second, step by step, of what the account covers.
 
     All sequences of a batch get trees of at most the same size, because a pass is as wide as its widest row.
     What is maximised is the harmonic mean of their speeds: the time a token takes, over all sequences alike.
-    When drafting has not paid for a while it sleeps, for longer and longer, and wakes up to look again.
 
     A tree whose tokens were sampled is never cut: what is cut off would depend on what was drawn, and the law
     of the text with it. How large such trees are made follows what the sizes of earlier ones were worth.
     """
 
-    _AWAKE_STEPS = 12
-    _MAX_NAP = 96
-    _LOOKUP_EVERY = 4
-
     def __init__(self, cost: ForwardCost | None = None, max_draft_tokens: int = MAX_DRAFT_TOKENS) -> None:
         self.cost = cost or ForwardCost()
+        self.account = LossAccount()
+        self.is_learning = True
         self._max_draft_tokens = max_draft_tokens
-        self._overhead_ms = 0.0  # moving average of a drafting step's time outside the forward pass
-        self._plain_overhead_ms = 0.0
-        self._usual_size = float(max_draft_tokens)
-        self._is_sampled = False
-        self._gain = 1.5  # moving average of tokens per second over that of plain decoding
-        self._num_awake = 0
-        # A plain step first where none is known: without its price every draft would seem cheap.
-        self._num_asleep = 0 if self.cost.is_known else 1
-        self._is_drafting = True
-        self._nap = 0
-        self._lookups = 0
-        self._num_planned = 1
+        self._prices = _Prices(max_draft_tokens)
+        self._drafting = Line()  # milliseconds a drafted step takes outside its pass, by rows
+        self._plain_other = Mean()
+        self._upkeep = Mean()
+        self._promised = Mean(1.0)  # tokens a draft is expected to gain
         self._extra_rows = 0.0  # moving average of the rows a sequence's drafter adds to its tree
-        self._priced_batch = 0
-        self._plain_price = 0.0
-        self._prices: NDArray[np.float64] = np.empty(0)
+        self._trust = Trust()
+        self._context, self._batch = 0.0, 1
+        self._usual_size = float(min(_FIRST_SIZE, max_draft_tokens))
+        self._size = 0
+        self._is_sampled = False
+        self._is_asking = False
+        self._since_plain = 0
+        self._num_resting = 0
+        self._nap = self._last_nap = 0
+        self._won_ms = 0.0  # since the policy woke up
+        self._gain = Mean(1.0)  # tokens per second over that of plain decoding
 
-    def budget(self) -> int:
-        if self._num_asleep:
+    def num_prompt_rows(self, num_tokens: int) -> int | None:
+        prices = self.cost.of_prompts
+        return None if prices is None else prices.num_positions(num_tokens)
+
+    def begin(self, prefill_ms: float) -> None:
+        self.account.begin(prefill_ms)
+
+    def budget(self, contexts: Sequence[int] = ()) -> int:
+        if contexts:
+            self._batch, self._context = len(contexts), sum(contexts) / len(contexts)
+        self._look_up_prices()
+        self._is_asking = self._may_ask()
+        self.is_learning = self._is_asking or self._may_learn()
+        if not self._is_asking:
             return 0
-        if self._is_sampled:
-            return int(min(self._max_draft_tokens, 2 + self._usual_size))
-        return int(min(self._max_draft_tokens, 8 + 2 * self._usual_size))
+        room = int(
+            np.flatnonzero(self._risks(np.full_like(self._prices.losses, 1 / _SURE)) <= self.account.credit)[
+                -1
+            ]
+        )
+        usual = 2 + self._usual_size if self._is_sampled else 8 + 2 * self._usual_size
+        return int(min(room, usual))
 
     def choose(self, trees: list[DraftTree]) -> list[DraftTree]:
-        self._is_drafting = not self._num_asleep
-        self._num_planned = 1
-        if self._num_asleep:
-            self._num_asleep -= 1
+        self._size = 0
+        if not self._is_asking:
             return trees
+        if self._batch != len(trees):
+            self._batch = len(trees)
+            self._look_up_prices()
         self._is_sampled = any(tree.draft_probs is not None for tree in trees)
-        size, gain = self._best_size(trees)
-        self._usual_size += 0.1 * (size - self._usual_size)
-        self._gain += 0.15 * (gain - self._gain)
-        self._num_awake += 1
-        if self._gain >= 1:
-            self._nap = 0
-        elif self._num_awake >= self._AWAKE_STEPS:
-            self._nap = min(self._MAX_NAP, max(8, 2 * self._nap))
-            self._num_asleep, self._num_awake, self._gain = self._nap, 0, 1.0
-        if self._is_sampled:
-            self._num_planned += max(map(len, trees))
-            return trees
-        self._num_planned += min(size, max(map(len, trees)))
-        return [tree.head(size) for tree in trees]
+        size = self._best_size(trees)
+        is_all = 0 < size == max(map(len, trees))
+        self._usual_size += 0.1 * ((2 * size + 2 if is_all else size) - self._usual_size)
+        if not self._is_sampled:
+            trees = [tree.head(size) for tree in trees]
+        self._size = max(map(len, trees))
+        self._trust.promise(sum(float(tree.scores.sum()) for tree in trees))
+        return trees
 
     def observe(
-        self, num_rows: int, forward_ms: float, overhead_ms: float, num_accepted: Sequence[int]
+        self,
+        num_rows: int,
+        forward_ms: float,
+        draft_ms: float,
+        num_accepted: Sequence[int],
+        other_ms: float = 0.0,
     ) -> None:
-        self.cost.observe(num_rows, forward_ms)
-        if self._is_drafting:
-            self._overhead_ms += 0.1 * (overhead_ms - self._overhead_ms)
-            # Fewer rows than planned: the model takes chains only.
-            extra_rows = max(0.0, num_rows / len(num_accepted) - self._num_planned)
-            self._extra_rows += 0.1 * (extra_rows - self._extra_rows)
-        else:
-            self._plain_overhead_ms += 0.1 * (overhead_ms - self._plain_overhead_ms)
+        batch, plain_ms = len(num_accepted), self._prices.plain_ms
+        price = float(self.cost(np.array([num_rows]), self._context, batch)[0])
+        self.cost.observe(num_rows, forward_ms, self._context, batch)
+        if not price / _SURPRISE < forward_ms < price * _SURPRISE:
+            self._prices.expire()
+        if not self._is_asking:
+            self._since_plain = 0
+            self._plain_other.observe(other_ms)
+            if self.is_learning:
+                self._upkeep.observe(draft_ms)
+            self._trust.forget()
+            self.account.settle(1.0, plain_ms, plain_ms)
+            return
+        self._since_plain += 1
+        # Fewer rows than planned: the model takes chains only.
+        extra_rows = max(0.0, num_rows / batch - 1 - self._size)
+        self._extra_rows += 0.1 * (extra_rows - self._extra_rows)
+        if not self._drafting.is_known:
+            draft_ms = min(draft_ms, plain_ms)  # the first time, drafters are still being compiled
+        self._drafting.observe(num_rows, draft_ms + other_ms)
+        self._trust.keep(sum(num_accepted))
+        tokens = batch / sum(1 / (1 + accepted) for accepted in num_accepted)
+        spent_ms = min(forward_ms, _SPIKE * price) + draft_ms + other_ms
+        self.account.settle(tokens, spent_ms, plain_ms)
+        self._won_ms += tokens * plain_ms - spent_ms
+        self._gain.observe(tokens * plain_ms / spent_ms)
 
-    def _pass_times(self, batch: int) -> tuple[float, NDArray[np.float64]]:
-        """t of a plain step, and for trees of 0, 1, 2, ... nodes with the drafter's own rows.
+    def _may_ask(self) -> bool:
+        if self._nap:
+            self._nap -= 1
+            return False
+        risks = self._risks(np.full_like(self._prices.losses, self._promised.value))
+        covers = self.account.covers(float(risks[1:].min(initial=np.inf)), self._prices.plain_ms)
+        is_due = self._since_plain >= max(_PLAIN_AFTER, (self._gain.value - 1) / _PLAIN_SHARE)
+        if is_due or not self.cost.is_measured(self._context, self._batch):
+            return False  # without the price of a plain step every draft would seem cheap
+        if not covers and self._since_plain:
+            # Longer than the last time, unless something was won in between.
+            self._last_nap = 0 if self._won_ms > 0 else self._last_nap
+            self._last_nap = min(_LONGEST_NAP, max(_SHORTEST_NAP, 2 * self._last_nap))
+            self._nap, self._won_ms = self._last_nap - 1, 0.0
+        return covers
 
-        Looked up anew every few steps, as they change slowly.
-        """
-        self._lookups -= 1
-        if self._lookups < 0 or self._priced_batch != batch:
-            self._lookups, self._priced_batch = self._LOOKUP_EVERY, batch
-            rows = 1 + self._extra_rows + np.arange(self._max_draft_tokens + 1)
-            times = self.cost(batch * np.concatenate(([1.0], rows)))
-            self._plain_price, self._prices = float(times[0]), times[1:]
-        return self._plain_price, self._prices
+    def _may_learn(self) -> bool:
+        """Whether drafters follow this plain step at once."""
+        self._num_resting += 1
+        is_cheap = self._upkeep.value <= _UPKEEP_SHARE * self._prices.plain_ms
+        return is_cheap or self._num_resting % _UPKEEP_EVERY == 0
 
-    def _best_size(self, trees: Sequence[DraftTree]) -> tuple[int, float]:
-        """(nodes a tree, expected speed over plain decoding)."""
+    def _look_up_prices(self) -> None:
+        """Only every few steps, as prices change slowly."""
+        prices, place = self._prices, (self._batch, octave(self._context))
+        if not prices.are_due(place):
+            return
+        rows = self._batch * (1 + self._extra_rows + np.arange(self._max_draft_tokens + 1))
+        passes = self.cost(np.concatenate(([self._batch], rows)), self._context, self._batch)
+        prices.plain_ms = float(passes[0]) + self._plain_other.value
+        prices.times = passes[1:] + np.maximum(self._drafting(rows), self._plain_other.value)
+        prices.losses = prices.times - prices.plain_ms
+        prices.losses[rows > _UNKNOWN * self.cost.most_rows] = np.inf
+
+    def _best_size(self, trees: Sequence[DraftTree]) -> int:
+        """Nodes a tree, of those the account covers."""
         largest = min(self._max_draft_tokens, max(map(len, trees)))
         gained = np.zeros((len(trees), largest + 1))
-        gained[:, 0] = 1
         for row, tree in enumerate(trees):
             best_first = tree.scores if tree.draft_probs is None else -np.sort(-tree.scores)
             gained[row, 1 : 1 + len(tree)] = best_first[:largest]
         # Harmonic, not plain sum: what a lucky sequence gains does not repay those that wait for the pass.
-        tokens = len(trees) ** 2 / (1 / gained.cumsum(axis=1)).sum(axis=0)
-        plain_pass, passes = self._pass_times(len(trees))
-        passes = passes[: largest + 1]
-        speeds = tokens / (passes + self._overhead_ms)
-        size = int(np.argmax(speeds))
-        plain = len(trees) / (plain_pass + min(self._plain_overhead_ms, self._overhead_ms))
-        return size, float(speeds[size] / plain)
+        tokens = 1 + self._trust.share * gained.cumsum(axis=1)
+        tokens = len(trees) / (1 / tokens).sum(axis=0)
+        self._promised.observe(float(tokens[-1]) - 1)
+        speeds = tokens / self._prices.times[: largest + 1]
+        too_dear = self._risks(tokens - 1) > self.account.credit
+        too_dear[0] = False
+        return int(np.argmax(np.where(too_dear, 0.0, speeds)))
+
+    def _risks(self, expected: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What the account has to cover for trees of 0, 1, 2, ... nodes, expected to gain so many tokens.
+
+        Half of what is expected counts, up to a plain step: that much the account may be overdrawn, once.
+        """
+        sure = np.minimum(_SURE * expected, 1.0) * self._prices.plain_ms
+        return self._prices.losses[: len(expected)] - sure
+
+
+class _Prices:
+    """Of steps here: one that is plain, and those with trees of 0, 1, 2, ... nodes."""
+
+    def __init__(self, max_draft_tokens: int) -> None:
+        self.plain_ms = 0.0
+        self.times: NDArray[np.float64] = np.zeros(max_draft_tokens + 1)
+        self.losses: NDArray[np.float64] = np.zeros(max_draft_tokens + 1)
+        self._num_left = 0
+        self._place: tuple[int, int] | None = None
+
+    def expire(self) -> None:
+        self._num_left = 0
+
+    def are_due(self, place: tuple[int, int]) -> bool:
+        self._num_left -= 1
+        if self._num_left >= 0 and place == self._place:
+            return False
+        self._num_left, self._place = _PRICED_EVERY, place
+        return True

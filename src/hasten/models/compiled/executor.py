@@ -22,7 +22,7 @@ from hasten.models.compiled.mapped_files import MappedFiles
 from hasten.models.compiled.products import LANES, MAX_ROWS, PANEL, packed_kind
 from hasten.models.compiled.team import team
 from hasten.models.compiled.tiles import DTYPES, TiledEmbedding, TiledLinear, Tiles, num_tiles
-from hasten.models.forward import Forward
+from hasten.models.forward import Forward, Kept, columns_kept
 from hasten.models.slot_cache import SlotCache
 
 _REFERENCE_TOKENS = 16
@@ -76,7 +76,7 @@ class CompiledForward(Forward):
         position_ids: NDArray[np.int64] | None,
         attention_mask: Any,
         cache: Any | None,
-        logits_to_keep: int = 0,
+        logits_to_keep: Kept = 0,
     ) -> torch.Tensor:
         if not isinstance(attention_mask, VisibleSlots):
             return super().__call__(token_ids, position_ids, attention_mask, cache, logits_to_keep)
@@ -275,14 +275,14 @@ class CompiledModel:
         position_ids: NDArray[np.int64],
         visible: NDArray[np.bool_],
         cache: Any,
-        logits_to_keep: int,
+        logits_to_keep: Kept,
     ) -> torch.Tensor:
-        """Logits float32 [batch, tokens, vocab], those of padding are 0; of the last tokens if so asked."""
+        """Logits float32 [batch, tokens, vocab], those of padding are 0; of the tokens to keep only."""
         batch, width = token_ids.shape
         kinds, num_slots = len(visible), visible.shape[3]
         rows = np.flatnonzero(visible[0].any(axis=2).reshape(-1))  # padding sees nothing
-        last = logits_to_keep or width
-        wanted = np.flatnonzero(rows % width >= width - last)
+        columns = columns_kept(logits_to_keep, width)
+        wanted = np.flatnonzero(np.isin(rows % width, columns))
         positions = position_ids.reshape(-1)[rows]
         if self._angles.shape[1] <= int(positions.max()):
             more = self._read_angles(
@@ -307,11 +307,11 @@ class CompiledModel:
         workers.run(step.run, self._model, call, scratch)
         found = torch.from_numpy(scratch.logits).view(-1, int(self._model.head[1]) * LANES)
         found = found[: len(wanted), : self._vocab_size]
-        if len(wanted) == batch * last:
-            return found.clone().view(batch, last, -1)  # the scratch is used again
+        if len(wanted) == batch * len(columns):
+            return found.clone().view(batch, len(columns), -1)  # the scratch is used again
         logits = found.new_zeros(batch * width, self._vocab_size)
         logits[torch.from_numpy(rows[wanted])] = found
-        return logits.view(batch, width, -1)[:, width - last :]
+        return logits.view(batch, width, -1)[:, torch.from_numpy(columns)]
 
     def _make_room(self, cache: Any, batch: int, count: int) -> tuple[int, NDArray[np.int64]]:
         """(the first new slot, what Call calls caches)"""
