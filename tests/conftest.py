@@ -230,6 +230,11 @@ def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return get
 
 
+def drawn_as(output: Any, params: SamplingParams) -> SamplingParams:
+    """What writes this output again: a prompt has a seed of its own in a call with several."""
+    return replace(params, seed=output.seed)
+
+
 def each_alone(lm: LanguageModel, prompts: list[Any], params: SamplingParams) -> list[Any]:
     """Plain decoding of each prompt, with the seed it has in a call with all of them."""
     seeds = prompt_seeds(params.seed, len(prompts))

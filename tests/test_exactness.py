@@ -18,7 +18,7 @@ from transformers import (
 
 import hasten
 from adversaries import ADVERSARIES, EOS, VOCAB, Adversary, Oracle, trees
-from conftest import ARCHITECTURES, DRAFTING, each_alone, finest_dtype, shared_file, with_index
+from conftest import ARCHITECTURES, DRAFTING, drawn_as, each_alone, finest_dtype, shared_file, with_index
 from coverings import some_of
 from hasten.core import Acceptance, SamplingParams
 from hasten.drafters import DRAFTERS, CombinedDrafter, Resources
@@ -183,7 +183,7 @@ def test_long_accepted_runs_are_exact_in_every_mode(models, plain, name, params)
     lm = models(name)
     for prompt, expected in zip(PROMPTS, plain(name, params), strict=True):
         oracle = Oracle([*prompt, *expected.token_ids], depth=4, error_rate=0.1)
-        found = lm.generate(prompt, PARAMS[params], drafter=oracle, num_draft_tokens=20)
+        found = lm.generate(prompt, drawn_as(expected, PARAMS[params]), drafter=oracle, num_draft_tokens=20)
         assert texts([found]) == texts([expected])
         assert found.stats.mean_acceptance_length > 2
 

@@ -5,14 +5,16 @@ Plain decoding itself is compared with transformers' `generate`, generation sett
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from adversaries import ADVERSARIES, Adversary, Oracle
-from conftest import each_alone
+from conftest import drawn_as, each_alone
 from coverings import some_of
-from hasten.core import SamplingParams
+from hasten.core import SamplingParams, prompt_seeds
 from hasten.drafters.aggressive import AggressiveDecoding
 from hasten.engine import LanguageModel
 from hasten.models.seq2seq_lm import Seq2SeqLM
@@ -153,7 +155,9 @@ def test_hostile_drafters_change_nothing(seq2seq, plain, name, adversary, params
 def test_long_accepted_runs_are_exact(seq2seq, plain, name, params):
     for source, expected in zip(sources_for(name), plain(name, params), strict=True):
         oracle = Oracle([*expected.prompt_ids, *expected.token_ids], depth=4, error_rate=0.1)
-        found = seq2seq(name).generate(source, PARAMS[params], drafter=oracle, num_draft_tokens=20)
+        found = seq2seq(name).generate(
+            source, drawn_as(expected, PARAMS[params]), drafter=oracle, num_draft_tokens=20
+        )
         assert texts([found]) == texts([expected])
         assert found.stats.mean_acceptance_length > 2
 
@@ -223,7 +227,11 @@ def test_samples_of_one_source_are_the_same_whatever_the_batch(seq2seq, name):
     lm = seq2seq(name)
     params = SamplingParams(max_new_tokens=12, ignore_eos=True, temperature=1.0, seed=5, n=3)
     sources = sources_for(name)[:2]
-    expected = [texts(lm.generate(source, params)) for source in sources]
+    seeds = prompt_seeds(params.seed, len(sources))
+    expected = [
+        texts(lm.generate(source, replace(params, seed=seed)))
+        for source, seed in zip(sources, seeds, strict=True)
+    ]
     assert len({tuple(token_ids) for token_ids, _ in expected[0]}) == 3
     for batch_size in (2, 4, 16):
         found = lm.generate(sources, params, drafter="auto", num_draft_tokens=8, batch_size=batch_size)
@@ -247,7 +255,9 @@ class Reads(AggressiveDecoding):
 def test_a_text_that_is_its_source_takes_two_passes(seq2seq, plain, name, params):
     lm = seq2seq(name)
     for source, expected in zip(sources_for(name), plain(name, params), strict=True):
-        found = lm.generate(source, PARAMS[params], drafter=Reads(expected.token_ids), num_draft_tokens=64)
+        found = lm.generate(
+            source, drawn_as(expected, PARAMS[params]), drafter=Reads(expected.token_ids), num_draft_tokens=64
+        )
         assert texts([found]) == texts([expected])
         assert found.stats.num_steps <= 2
 
@@ -257,7 +267,9 @@ def test_an_edited_source_costs_a_few_passes_an_edit(seq2seq, plain):
         edited = list(expected.token_ids)
         edited[6] = 96
         del edited[12]
-        found = seq2seq().generate(source, SAMPLED, drafter=Reads(edited), num_draft_tokens=64)
+        found = seq2seq().generate(
+            source, drawn_as(expected, SAMPLED), drafter=Reads(edited), num_draft_tokens=64
+        )
         assert texts([found]) == texts([expected])
         assert found.stats.num_steps <= 10
 
@@ -266,7 +278,9 @@ def test_an_edited_source_costs_a_few_passes_an_edit(seq2seq, plain):
 def test_a_stream_is_the_text_of_generate(seq2seq, plain, name):
     for source, expected in zip(sources_for(name), plain(name, "sampled"), strict=True):
         oracle = Oracle([*expected.prompt_ids, *expected.token_ids], 3)
-        pieces = list(seq2seq(name).stream(source, SAMPLED, drafter=oracle, num_draft_tokens=20))
+        pieces = list(
+            seq2seq(name).stream(source, drawn_as(expected, SAMPLED), drafter=oracle, num_draft_tokens=20)
+        )
         assert [piece.token_id for piece in pieces] == expected.token_ids
         assert pieces[-1].output.finish_reason == "length"
         assert [piece.source for piece in pieces[:4]] == ["draft"] * 3 + ["target"]
