@@ -31,6 +31,8 @@ from hasten.dropin.decoding import Decoding, DrafterChoice
 from hasten.engine import LanguageModel
 from hasten.errors import ModelError
 from hasten.models.causal_lm import CausalLM
+from hasten.models.forwards import prepare
+from hasten.models.stand_in import restore as restore_modules
 
 _LARGE_BYTES = 2**28
 """of weights: smaller models answer before anybody asks what they are doing"""
@@ -47,6 +49,7 @@ def accelerate(
     num_draft_tokens: int | None = None,
     store: str | os.PathLike[str] | None = None,
     index: str | os.PathLike[str] | None = None,
+    forward: str = "stock",
 ) -> Model:
     """Make ``model.generate`` faster; the same model object comes back, with the same weights.
 
@@ -62,6 +65,10 @@ def accelerate(
         num_draft_tokens: a fixed tree size; None lets the cost policy choose.
         store: a file written by ``model.generate.language_model.save_store``.
         index: a corpus index, for the drafters that look texts up.
+        forward: how passes run, as for ``hasten.load``: "auto" measures and keeps the fastest. "compiled" and
+            "packed" lay the weights out anew; until ``hasten.restore(model)`` gives back the very modules and
+            Parameters, the model can be run and saved, and training or converting it raises ConfigError. If
+            its modules are changed all the same, the next call prepares it again.
 
     Raises:
         ConfigError: the model is in training mode, or an option cannot work.
@@ -77,13 +84,22 @@ def accelerate(
     own = vars(holder).get("generate")
     if isinstance(own, Accelerated):
         restore(holder)
-    options = {"tokenizer": tokenizer, "drafter": drafter, "store": store, "index": index}
+    options = {
+        "tokenizer": tokenizer,
+        "drafter": drafter,
+        "store": store,
+        "index": index,
+        "forward": forward,
+    }
     holder.generate = Accelerated(holder, target, num_draft_tokens, options)
     return model
 
 
 def restore(model: Model) -> Model:
-    """Undo ``accelerate``; a model that was not accelerated stays as it is."""
+    """Undo ``accelerate``; a model that was not accelerated stays as it is.
+
+    Weights that were laid out anew are put back: the same modules with the same Parameters as before.
+    """
     holder: Any = _without_compiler(model)
     accelerated = vars(holder).get("generate")
     if isinstance(accelerated, Accelerated):
@@ -91,6 +107,7 @@ def restore(model: Model) -> Model:
             del holder.generate
         else:
             holder.generate = accelerated.replaced
+        restore_modules(_innermost(holder))
     return model
 
 
@@ -143,14 +160,19 @@ class Accelerated:
     @property
     def language_model(self) -> LanguageModel:
         """The engine behind: drafters, their stores, and the target's abilities."""
-        if not _is_current(self._language_model, self._target):  # moved to another device or dtype since
+        if not _is_current(self._language_model, self._target):  # moved, converted or changed since
             self._language_model = self._load()
         return self._language_model
 
     def _load(self) -> LanguageModel:
         options = self._options
+        restore_modules(self._target)
+        prepared = prepare(self._target, options["forward"])
         language_model = LanguageModel(
-            CausalLM(self._target), options["tokenizer"], drafter=options["drafter"], index=options["index"]
+            CausalLM(self._target, forward=prepared.forward),
+            options["tokenizer"],
+            drafter=options["drafter"],
+            index=options["index"],
         )
         if options["store"] is not None:
             language_model.load_store(options["store"])
@@ -303,4 +325,9 @@ def _innermost(model: Any) -> Any:
 
 def _is_current(language_model: LanguageModel, model: Any) -> bool:
     target = language_model.target
-    return bool(target.device == model.get_input_embeddings().weight.device and target.dtype == model.dtype)
+    return bool(
+        target.device == model.get_input_embeddings().weight.device
+        and target.dtype == model.dtype
+        and isinstance(target, CausalLM)
+        and target.is_current
+    )

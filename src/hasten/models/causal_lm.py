@@ -11,12 +11,13 @@ import torch
 
 from hasten.core import LogitsProcessor, Sequence
 from hasten.errors import ConfigError, ModelError
-from hasten.models.forward import Forward
+from hasten.models.forward import Forward, vocab_size_of
 from hasten.models.generation_settings import demanded_processors, warn_of_suggestions
 from hasten.models.packed import PackedLinear
 from hasten.models.probe import SESSIONS, Mode, ProbeResult, probe
 from hasten.models.session import Session
 from hasten.models.shared_prefix import SharedPrefixSession, can_share_prefixes
+from hasten.models.stand_in import Arrangement, StandIn
 from hasten.models.target import Target
 from hasten.values import known_ids
 
@@ -44,6 +45,8 @@ class CausalLM(Target):
         if shared_prefix not in ("auto", "off"):
             raise ConfigError(f"shared_prefix={shared_prefix!r} is unknown; choose auto, off")
         self.forward = forward or self._forward_of(model.eval())
+        is_laid_out = any(isinstance(module, StandIn) for module in model.modules())
+        self._arrangement = Arrangement(model) if is_laid_out else None
         self._mode = mode
         self._shared_prefix = shared_prefix
         self._has_warned = False
@@ -97,8 +100,24 @@ class CausalLM(Target):
                 return frozenset(known_ids(found, "eos_token_id"))
         return frozenset()
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the model is still what was prepared."""
+        model = self.forward.model
+        if self._arrangement is not None and not self._arrangement.is_of(model):
+            return False
+        return self.vocab_size == vocab_size_of(model)
+
     def open(self, sequences: AbstractSequence[Sequence] = ()) -> Session:
-        """A session for one batch; what a causal model needs of the sequences comes with ``prefill``."""
+        """A session for one batch; what a causal model needs of the sequences comes with ``prefill``.
+
+        Raises ModelError if the model was changed since it was prepared.
+        """
+        if not self.is_current:
+            raise ModelError(
+                f"the modules or weights of {self.architecture} were changed after it was prepared; call "
+                "hasten.load or hasten.accelerate after all changes"
+            )
         if self.probe.mode == "tree" and self._shared_prefix == "auto":
             return SharedPrefixSession(self.forward, lambda: self.can_share_prefixes)
         return SESSIONS[self.probe.mode](self.forward)

@@ -44,8 +44,7 @@ class Forward:
         self.text_config = model.config.get_text_config(decoder=True)
         self.device: torch.device = model.get_input_embeddings().weight.device
         self.dtype: torch.dtype = model.dtype
-        head = model.get_output_embeddings()
-        self.vocab_size: int = getattr(head, "out_features", None) or head.weight.shape[0]
+        self.vocab_size = vocab_size_of(model)
         parameters = inspect.signature(model.forward).parameters
         self._takes_position_ids = f"{self._prefix}position_ids" in parameters
         self._takes_logits_to_keep = "logits_to_keep" in parameters
@@ -144,6 +143,11 @@ class Forward:
 
     def _run(self, token_ids: torch.Tensor, arguments: dict[str, Any]) -> Any:
         return self.model(token_ids, **arguments)
+
+
+def vocab_size_of(model: Any) -> int:
+    head = model.get_output_embeddings()
+    return int(getattr(head, "out_features", None) or head.weight.shape[0])
 
 
 def join_candidates(pieces: list[TopCandidates]) -> TopCandidates | None:

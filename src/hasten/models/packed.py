@@ -89,7 +89,12 @@ def _is_packable(module: nn.Module) -> bool:
 
 
 def _reads_weight(parent: nn.Module, name: str) -> bool:
-    """Whether a module looks at its layer's weight in every pass (T5: at its dtype), each time a copy."""
+    """Whether a module looks at its layer's weight in every pass (T5: at its dtype), each time a copy.
+
+    Or merges something into it, as the adapters of PEFT do.
+    """
+    if type(parent).__module__.startswith("peft."):
+        return True
     try:
         return f"self.{name}.weight" in inspect.getsource(type(parent).forward)
     except (OSError, TypeError):  # no source to look at

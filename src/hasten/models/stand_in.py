@@ -80,6 +80,28 @@ class StandIn(nn.Module, ABC):
         return self
 
 
+class Arrangement:
+    """The modules of a model and the state of their Parameters, to tell whether anybody has changed them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parts = [*model.modules(), *model.parameters()]  # kept, so that no other gets the id of one
+        self._states = _states(model)
+
+    def is_of(self, model: nn.Module) -> bool:
+        """Whether nothing has changed. Writing through ``parameter.data`` leaves no trace."""
+        return self._states == _states(model)
+
+
+def _states(model: nn.Module) -> list[tuple[int, ...]]:
+    modules = [(id(module),) for module in model.modules()]
+    return [*modules, *(_state(parameter) for parameter in model.parameters())]
+
+
+def _state(parameter: torch.Tensor) -> tuple[int, ...]:
+    version = 0 if parameter.is_inference() else parameter._version
+    return id(parameter), parameter.data_ptr(), version, parameter.itemsize
+
+
 def _refuse(what: str) -> NoReturn:
     raise ConfigError(
         f"the weights are laid out for hasten's passes, so the model cannot be {what}; call "

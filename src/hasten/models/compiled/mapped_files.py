@@ -13,19 +13,23 @@ _DONT_NEED = getattr(mmap, "MADV_DONTNEED", None)
 
 
 class MappedFiles:
-    """The safetensors files mapped now; none where the system does not tell (it does on Linux)."""
+    """The files mapped now; none where the system does not tell (it does on Linux).
+
+    By no name: a hub snapshot is links to files that are called by their digests.
+    """
 
     def __init__(self) -> None:
         self._ranges: list[tuple[int, int]] = []
         if _DONT_NEED is None or not _MAPS.exists():
             return
-        for line in _MAPS.read_text(encoding="utf-8").splitlines():
-            if line.endswith(".safetensors"):
-                start, stop = line.split()[0].split("-")
+        for line in _MAPS.read_text(encoding="utf-8", errors="replace").splitlines():
+            addresses, _, _, _, inode = line.split(maxsplit=5)[:5]
+            if inode != "0":  # else it is no file, or a shared one without a name
+                start, stop = addresses.split("-")
                 self._ranges.append((int(start, 16), int(stop, 16)))
 
     def forget(self, tensor: torch.Tensor) -> None:
-        """Give back the pages of a tensor that lies in such a file. Whoever reads it again reads the file."""
+        """Give back the pages of a tensor that lies in such a file. Nobody may have written into it."""
         start, stop = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
         if not any(first <= start and stop <= last for first, last in self._ranges):
             return
