@@ -145,7 +145,7 @@ def test_a_state_that_is_kept_in_modules_is_found(rows):
         sums = input_ids.cumsum(-1)[..., -output.logits.shape[1] :] + (0 if is_new else state[0])
         if past_key_values is not None:
             state[0] = sums[0, -1]
-        output.logits[..., 0] += sums % 11
+        output.logits[..., 0] += sums / 7.0
         return output
 
     counting.__signature__ = inspect.signature(stock)
