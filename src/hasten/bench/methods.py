@@ -15,6 +15,7 @@ import torch
 from hasten.core import SamplingParams
 from hasten.decode import Step
 from hasten.drafters import Drafter, make_drafter
+from hasten.drafters.own import is_own
 from hasten.engine import LanguageModel
 from hasten.errors import ConfigError, ModelError
 from hasten.models.draft_lm import DraftLM
@@ -96,8 +97,9 @@ class _Work:
 
 def parts_of_method(name: str) -> tuple[str, Verifier]:
     """The drafter and the rule that a method's name stands for. Raises ConfigError for an unknown rule."""
-    drafter, _, rule = name.partition("/")
-    return drafter, find_verifier(rule or "follow")
+    start = name.rfind(":") if is_own(name) else 0  # a file's own path may hold slashes
+    drafter, _, rule = name[start:].partition("/")
+    return name[:start] + drafter, find_verifier(rule or "follow")
 
 
 class HastenMethod:

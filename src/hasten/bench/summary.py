@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from hasten.bench.baselines import BASELINES
-from hasten.bench.methods import PLAIN
+from hasten.bench.methods import PLAIN, parts_of_method
 from hasten.bench.records import Record, geometric_mean
 
 AUTO = "auto"
@@ -70,8 +70,9 @@ def promises(records: list[Record]) -> list[Promise]:
 
 
 def _is_single(name: str) -> bool:
-    drafter = name.partition("/")[0]
-    return name not in BASELINES and drafter == name and "+" not in name and name not in (AUTO, PLAIN)
+    if name in BASELINES or parts_of_method(name)[0] != name:
+        return False
+    return "+" not in name and name not in (AUTO, PLAIN)
 
 
 def _against(

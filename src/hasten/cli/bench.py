@@ -51,8 +51,9 @@ def bench(
     methods: Annotated[
         str,
         typer.Option(
-            help="Drafters with commas, each alone or as DRAFTER/RULE; of a diffusion model policies such as "
-            "threshold:0.9/dual, or all. Plain decoding, or one token a forward, is always among them."
+            help="Drafters with commas, FILE.py:CLASS for your own, each alone or as DRAFTER/RULE; of a "
+            "diffusion model policies such as threshold:0.9/dual, or all. Plain decoding, or one token a "
+            "forward, is always among them."
         ),
     ] = "plain,auto",
     baselines: Annotated[
@@ -193,8 +194,10 @@ def _possible(baselines: tuple[str, ...], draft: options.DraftChoice, model: str
 
 def _require_use(draft: options.DraftChoice, config: BenchConfig) -> None:
     """Raises ConfigError where nothing that is measured would ask the draft model."""
+    from hasten.bench.methods import parts_of_method
+
     if not _uses_stock_draft(config):
-        draft.require_use(*(name.partition("/")[0] for name in config.methods))
+        draft.require_use(*(parts_of_method(name)[0] for name in config.methods))
 
 
 def _uses_stock_draft(config: BenchConfig) -> bool:

@@ -31,7 +31,12 @@ MinP = Annotated[float, typer.Option(help="Leave out tokens less likely than thi
 Seed = Annotated[int | None, typer.Option(help="The same seed writes the same text. Default: a new one.")]
 Stop = Annotated[list[str] | None, typer.Option(help="End the text before this string. Repeatable.")]
 DrafterName = Annotated[
-    str, typer.Option("--drafter", help="auto, off (plain decoding), a system's name, or several with +.")
+    str,
+    typer.Option(
+        "--drafter",
+        help="auto, off (plain decoding), a system's name, FILE.py:CLASS for one of "
+        "your own, or several with +.",
+    ),
 ]
 NumDraftTokens = Annotated[
     int | None, typer.Option(help="A fixed size of the draft tree. Default: what pays on this machine.")
@@ -132,10 +137,11 @@ class DraftChoice:
 
     def require_use(self, *drafters: str) -> None:
         """Raises ConfigError where none of these drafters would ask the draft model."""
-        from hasten.drafters import DRAFT, parts_of
+        from hasten.drafters import asks_draft, parts_of
+        from hasten.drafters.own import is_own
 
         parts = {part for drafter in drafters for part in parts_of(drafter, has_draft=True)}
-        if self.model is not None and not any(part.startswith(DRAFT) for part in parts):
+        if self.model is not None and not any(asks_draft(part) or is_own(part) for part in parts):
             raise ConfigError(
                 f"drafter={','.join(drafters)!r} does not use a draft model; with --draft choose auto, draft "
                 "or several with +"

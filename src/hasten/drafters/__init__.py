@@ -28,6 +28,7 @@ from hasten.drafters.jacobi import SYSTEM as JACOBI_SYSTEM, Jacobi
 from hasten.drafters.logitspec import SYSTEM as LOGITSPEC_SYSTEM, LogitSpec
 from hasten.drafters.lookahead import SYSTEM as LOOKAHEAD_SYSTEM, Lookahead
 from hasten.drafters.mask_tokens import LUD_SYSTEM, SPACE_SYSTEM, MaskTokens, default_mask_token
+from hasten.drafters.own import is_own, make_own
 from hasten.drafters.plain import NoDrafter
 from hasten.drafters.rasd import SYSTEM as RASD_SYSTEM, Rasd
 from hasten.drafters.rest import SYSTEM as REST_SYSTEM, Rest
@@ -204,22 +205,30 @@ def parts_of(name: str, *, has_draft: bool) -> tuple[str, ...]:
     return tuple(name.split("+"))
 
 
+def asks_draft(part: str) -> bool:
+    """Whether a system, one of ``parts_of``, asks the draft model; of one's own, that is not known."""
+    return part.startswith(DRAFT) and not is_own(part)
+
+
 def make_drafter(name: str, given: Resources) -> Drafter:
-    """A drafter by name: one of DRAFTERS, several joined by "+", "auto", or "off".
+    """A drafter by name: one of DRAFTERS, FILE.py:CLASS, several joined by "+", "auto", or "off".
 
     Raises ConfigError for an unknown name, or a drafter that needs what was not given.
     """
     if name == "off":
         return NoDrafter()
     parts = parts_of(name, has_draft=given.draft is not None)
-    unknown = sorted(set(parts) - set(DRAFTERS))
+    unknown = sorted({part for part in parts if not is_own(part)} - set(DRAFTERS))
     if unknown or len(set(parts)) < len(parts):
         raise ConfigError(
-            f"drafter={name!r} is unknown; choose auto, off, {', '.join(sorted(DRAFTERS))}, or several with +"
+            f"drafter={name!r} is unknown; choose auto, off, {', '.join(sorted(DRAFTERS))}, FILE.py:CLASS "
+            "for one of your own, or several with +"
         )
     # A model comes first: a union keeps the laws of what its first source sampled.
-    ordered = sorted(parts, key=lambda part: not part.startswith(DRAFT))
-    return CombinedDrafter([DRAFTERS[part](given) for part in ordered], name)
+    ordered = sorted(parts, key=lambda part: not asks_draft(part))
+    return CombinedDrafter(
+        [make_own(part, given) if is_own(part) else DRAFTERS[part](given) for part in ordered], name
+    )
 
 
 __all__ = [
@@ -232,6 +241,7 @@ __all__ = [
     "NoDrafter",
     "Observation",
     "Resources",
+    "asks_draft",
     "draft_of",
     "make_drafter",
     "parts_of",
