@@ -161,9 +161,9 @@ class CanvasBenchmark:
             self._write(asked[0], size, self.config.reference)  # warm-up
             total = len(asked) * self.config.repeat
             for index in range(total):
-                one = asked[index % len(asked)]
+                place = index % len(asked)
                 for method in self.methods:
-                    self.results.append(self._write(one, size, method))
+                    self.results.append(self._write(asked[place], size, method, place))
                 progress(f"canvas {size}", index + 1, total)
 
     def _check(self, method: str, asked: list[Asked]) -> Strategy:
@@ -178,13 +178,14 @@ class CanvasBenchmark:
         strategy, reference = self._strategies[method], self._strategies[self.config.reference]
         return strategy.guarantee == "exact" and strategy.reference == reference.reference
 
-    def _params(self, size: int) -> SamplingParams:
+    def _params(self, size: int, place: int = 0) -> SamplingParams:
+        """Each prompt has a seed of its own, the same for all methods."""
         config = self.config
-        return SamplingParams(max_new_tokens=size, temperature=config.temperature, seed=config.seed)
+        return SamplingParams(max_new_tokens=size, temperature=config.temperature, seed=config.seed + place)
 
-    def _write(self, asked: Asked, size: int, method: str) -> Result:
+    def _write(self, asked: Asked, size: int, method: str, place: int = 0) -> Result:
         start = time.perf_counter()
-        [output] = self.model.generate_all([asked.prompt], self._params(size), policy=method)
+        [output] = self.model.generate_all([asked.prompt], self._params(size, place), policy=method)
         return Result(asked, size, method, output, time.perf_counter() - start)
 
 
