@@ -69,24 +69,26 @@ def special_stops(tokenizer: Any, stop_strings: Iterable[str]) -> frozenset[int]
 
     Raises ConfigError for a string with a special token and more, which would never be found.
     """
-    special = dict(_special_tokens(tokenizer))
-    for stop in stop_strings:
+    stops = tuple(stop_strings)
+    special = dict(_special_tokens_in(stops, tokenizer))
+    for stop in stops:
         inside = next((name for name in special if name in stop), None) if stop not in special else None
         if inside is not None:
             raise ConfigError(
                 f"stop={stop!r} would never be found: texts leave special tokens such as {inside!r} out; "
                 f"stop at {inside!r} alone, or at the rest"
             )
-    return frozenset(special[stop] for stop in stop_strings if stop in special)
+    return frozenset(special[stop] for stop in stops if stop in special)
 
 
-def _special_tokens(tokenizer: Any) -> Iterator[tuple[str, int]]:
+def _special_tokens_in(stops: tuple[str, ...], tokenizer: Any) -> Iterator[tuple[str, int]]:
     added = getattr(tokenizer, "added_tokens_decoder", {})
     for token_id in {*getattr(tokenizer, "all_special_ids", ()), *added}:
-        name = str(
-            added[token_id].content if token_id in added else tokenizer.convert_ids_to_tokens(token_id)
-        )
-        if name and not tokenizer.decode([token_id], skip_special_tokens=True):
+        is_added = token_id in added
+        name = str(added[token_id].content if is_added else tokenizer.convert_ids_to_tokens(token_id))
+        is_inside = bool(name) and any(name in stop for stop in stops)
+        # Decoding last: it takes time, and vocabularies have thousands of added tokens.
+        if is_inside and not tokenizer.decode([token_id], skip_special_tokens=True):
             yield name, token_id
 
 
