@@ -167,16 +167,16 @@ def read_json_lines(
     for number, line in enumerate(read_text(path, error).split("\n"), start=1):
         if line.strip():
             place = f"{os.fspath(path)}:{number}"
-            yield place, parse_json(line, place, error)
+            yield place, parse_json(line, place, error, "write one JSON value a line")
 
 
-def parse_json(line: str, place: str, error: type[HastenError] = PromptError) -> Any:
+def parse_json(line: str, place: str, error: type[HastenError], remedy: str) -> Any:
     """A JSON value all of whose strings are text. Raises ``error``."""
     try:
         value = json.loads(line)
         text = json.dumps(value, ensure_ascii=False)
     except (ValueError, RecursionError) as problem:
-        raise error(f"{place} is not JSON ({problem})") from problem
+        raise error(f"{place} is not JSON ({problem}); {remedy}") from problem
     require_characters(text, place, error)
     return value
 

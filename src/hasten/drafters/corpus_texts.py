@@ -25,6 +25,7 @@ SUFFIXES = (".jsonl", ".md", ".py", ".txt")
 _PIECE = 1 << 16
 _LONGEST_LINE = 1 << 16
 _BATCH = 1 << 22
+_REMEDY = 'write every line as {"text": "..."}, or leave the file out'
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +133,10 @@ def _lines(file: Path) -> Iterator[_Piece]:
         for number, line in enumerate(opened, start=1):
             if not line.strip():
                 continue
-            record = parse_json(line, f"{file}:{number}", ConfigError)
+            record = parse_json(line, f"{file}:{number}", ConfigError, _REMEDY)
             text = record.get("text") if isinstance(record, dict) else None
             if not isinstance(text, str):
-                raise ConfigError(
-                    f'{file}:{number} has no "text" string; write every line as {{"text": "..."}}, or leave '
-                    "the file out"
-                )
+                raise ConfigError(f'{file}:{number} has no "text" string; {_REMEDY}')
             yield _Piece(text, True, raw.tell())
 
 

@@ -51,7 +51,7 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
     if path.suffix == ".jsonl":
         yield from read_json_lines(path, ConfigError)
         return
-    records = parse_json(read_text(path, ConfigError), str(path), ConfigError)
+    records = parse_json(read_text(path, ConfigError), str(path), ConfigError, "make it a JSON list")
     if not isinstance(records, list):
         raise ConfigError(f"text file {path} must be a JSON list of records; make it one, or use .jsonl")
     for number, record in enumerate(records, start=1):
