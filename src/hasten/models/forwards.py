@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,8 @@ from torch import nn
 from hasten.errors import ConfigError
 from hasten.models.causal_lm import CausalLM
 from hasten.models.compiled.blueprint import Unsupported, read_blueprint
-from hasten.models.compiled.executor import CompiledForward, CompiledModel, Reference, is_compiled
+from hasten.models.compiled.executor import CompiledForward, CompiledModel, Reference
+from hasten.models.compiled.messages import announced
 from hasten.models.forward import Forward
 from hasten.models.graphs import GraphedForward, recorder_for
 from hasten.models.packed import can_pack, largest_linear, pack_linears, packed_ratio
@@ -26,8 +26,6 @@ _CONTEXT = 64
 _LEAST_GAIN = 0.95  # what is not clearly faster than the model as it is stays away
 _CLEAR_GAIN = 2.0
 """So many times as fast as stock over 16 rows, no packed layers have ever been: nothing else is tried."""
-
-_log = logging.getLogger("hasten")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,14 +157,13 @@ def _compiled(model: Any) -> tuple[CompiledForward | None, str, float]:
         blueprint = read_blueprint(model)
     except Unsupported as problem:
         return None, str(problem), 0.0
-    if not is_compiled():
-        _log.warning("compiling the forward pass for this CPU; this takes half a minute, once")
     reference = Reference(model)
     try:
         forward = CompiledForward(model, CompiledModel(model, blueprint))
-        why_not, gain = reference.compare(forward)
-        if not why_not and not reproduces_plain_passes(forward, lambda: TreeSession(forward)):
-            why_not = "its logits over a tree are not those of compiled passes over plain texts"
+        with announced(f"the forward pass in {str(model.dtype).removeprefix('torch.')}"):
+            why_not, gain = reference.compare(forward)
+            if not why_not and not reproduces_plain_passes(forward, lambda: TreeSession(forward)):
+                why_not = "its logits over a tree are not those of compiled passes over plain texts"
     except Unsupported as problem:
         why_not, gain = str(problem), 0.0
     if why_not:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,12 +27,6 @@ from hasten.models.slot_cache import SlotCache
 _REFERENCE_TOKENS = 16
 _ALLOWED = {torch.float32: 1e-3, torch.bfloat16: 0.05}
 """of the largest logit: many times the rounding, far less than a wrong connection makes"""
-
-
-def is_compiled() -> bool:
-    """Whether compiled code of an earlier run is at hand."""
-    directory = Path(step.run._cache.cache_path)
-    return any(directory.glob("step.*run-*.nbi"))
 
 
 @dataclass(frozen=True, slots=True)
