@@ -94,5 +94,5 @@ def test_mistakes(tmp_path: Path):
         (["./nothing", "--data", tmp_path / "a.txt", "-o", tmp_path / "k"], "no model at"),
     ):
         result = run("train", "trim", *arguments)
-        assert result.exit_code == 2, result.output
+        assert result.exit_code == (1 if part == "cannot write" else 2), result.output
         assert part in result.stderr
