@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress as Bar
 
 from hasten.cli import options
 from hasten.cli.bench_canvases import bench_canvases
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from hasten.bench.models import OpenModel
     from hasten.bench.programs import Programs
     from hasten.bench.prompts import PromptSet
-    from hasten.bench.runner import BenchConfig, Benchmark
+    from hasten.bench.runner import BenchConfig, Benchmark, Progress
 
 _DISAGREE = 1
 
@@ -157,6 +160,7 @@ def bench(
     options.set_threads(threads)
     options.quiet_loading()
     _require_use(choice, config)
+    _say(f"{model} is opened")
     opened = open_model(
         model,
         dtype=dtype,
@@ -252,18 +256,17 @@ def _measure(
     from hasten.bench.runner import Benchmark
 
     with closing(_programs(opened, config, apart=bool(config.baselines) and not one_process)) as programs:
+        _say(f"{len(config.baselines)} baselines get ready" if config.baselines else "")
         benchmark = Benchmark(opened, config, programs)
         for name, reason in benchmark.skipped.items():
             typer.echo(f"{name} is left out: {reason}", err=True)
         files.require_writable()
+        _say("passes are measured")
         stock_ms = programs.stock_passes(ROWS) if config.baselines else None
         limit = measure_limit(opened, stock_ms).as_json()
         try:
-            with Progress(console=Console(stderr=True), transient=True, refresh_per_second=1) as bar:
-                tasks = {one.name: bar.add_task(one.name, total=None) for one in sets}
-                benchmark.run(
-                    sets, lambda name, done, total: bar.update(tasks[name], completed=done, total=total)
-                )
+            with _progress([one.name for one in sets]) as progress:
+                benchmark.run(sets, progress)
         except KeyboardInterrupt:
             if benchmark.results:
                 typer.echo("interrupted; this is what was complete:", err=True)
@@ -271,6 +274,23 @@ def _measure(
             raise
         found = {"memory_limit": limit, "idle_processor_share": programs.idle_shares()}
     _require_same_texts(_report(benchmark, sets, found, files))
+
+
+def _say(what: str) -> None:
+    """Where the run is, with the time of day, where standard error is a log; a terminal has a bar."""
+    if what and not sys.stderr.isatty():
+        typer.echo(f"{datetime.now():%H:%M:%S} {what}", err=True)
+
+
+@contextmanager
+def _progress(names: list[str]) -> Iterator[Progress]:
+    """How far every prompt set is: a bar in a terminal, elsewhere a line for each group of prompts."""
+    if not sys.stderr.isatty():
+        yield lambda name, done, total: _say(f"{name}: {done} of {total}")
+        return
+    with Bar(console=Console(stderr=True), transient=True, refresh_per_second=1) as bar:
+        tasks = {name: bar.add_task(name, total=None) for name in names}
+        yield lambda name, done, total: bar.update(tasks[name], completed=done, total=total)
 
 
 def _require_same_texts(records: list[dict[str, Any]]) -> None:
