@@ -8,9 +8,9 @@ at most 1 + SHARE times as long as plainly, and once what a pass cost more than 
 
 from __future__ import annotations
 
-SHARE = 0.02
+SHARE = 0.015
 """Of the time of plain decoding, what trying may cost."""
-PROMPT_SHARE = 0.01
+PROMPT_SHARE = 0.005
 """The same of the time that prompts take; what is learnt from their rows is paid from a budget of its own."""
 _FIRST = 0.25
 _CARRIED = 0.5

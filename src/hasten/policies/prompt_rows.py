@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-PROMPT_SHARE = 0.02
+PROMPT_SHARE = 0.015
 """Of the time a prompt takes, what learning from its rows may cost."""
 
 
