@@ -32,7 +32,7 @@ def bench(*arguments: object) -> Result:
 
 def require_error(result: Result, part: str) -> None:
     assert result.exit_code == 2, result.output
-    assert result.stderr.startswith("error: ")
+    assert result.stderr.splitlines()[-1].startswith("error: ")
     assert part in result.stderr
 
 

@@ -164,7 +164,7 @@ def test_a_bad_line_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"prompt": "x"}\n{"prompt": \n')
     result = bench("--prompts", str(tmp_path / "bad.jsonl"))
     assert result.exit_code == 2
-    assert "bad.jsonl, line 2" in result.stderr
+    assert "bad.jsonl:2 " in result.stderr
 
 
 def test_later_turns_contain_plain_answers(opened: Any) -> None:
