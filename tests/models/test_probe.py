@@ -17,6 +17,7 @@ from hasten.models.attention import AttentionKinds
 from hasten.models.causal_lm import CausalLM
 from hasten.models.full_precision import FullPrecision
 from hasten.models.probe import SESSIONS, probe
+from small_architectures import build
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -81,6 +82,20 @@ def test_a_mode_can_be_given_instead_of_probing():
 def test_what_is_not_a_causal_model_is_refused():
     with pytest.raises(ModelError, match="not a causal language model"):
         CausalLM(build_model().model)
+
+
+def test_a_model_that_keeps_state_in_its_modules_gets_no_cache():
+    """RecurrentGemma: the state that a pass leaves is the last row's, and the last text's."""
+    found = CausalLM(build("recurrent_gemma")).probe
+    assert found.mode == "recompute"
+    assert all(
+        "logits differ" in why for mode, why in found.rejected.items() if mode not in ("tree", "chain")
+    )
+
+
+def test_a_model_that_sees_what_is_to_come_is_refused():
+    with pytest.raises(ModelError, match=r"XLNet.* gives other logits .*logits differ by .*own generate"):
+        CausalLM(build("xlnet")).probe  # noqa: B018
 
 
 def test_a_model_whose_trees_give_nan_is_not_given_trees():

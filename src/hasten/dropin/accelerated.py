@@ -31,6 +31,7 @@ from hasten.dropin.decoding import Decoding, DrafterChoice
 from hasten.engine import LanguageModel
 from hasten.errors import ModelError
 from hasten.models.causal_lm import CausalLM
+from hasten.models.forward import device_of
 from hasten.models.forwards import prepare
 from hasten.models.stand_in import restore as restore_modules
 
@@ -324,9 +325,10 @@ def _innermost(model: Any) -> Any:
 
 
 def _is_current(language_model: LanguageModel, model: Any) -> bool:
+    """Whether the model is where it was, in the type and with the vocabulary that it had."""
     target = language_model.target
     return bool(
-        target.device == model.get_input_embeddings().weight.device
+        target.device == device_of(model.get_input_embeddings())
         and target.dtype == model.dtype
         and isinstance(target, CausalLM)
         and target.is_current

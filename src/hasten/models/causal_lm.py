@@ -61,9 +61,21 @@ class CausalLM(Target):
 
     @cached_property
     def probe(self) -> ProbeResult:
-        """Runs once, a dozen passes over a few dozen tokens."""
+        """Runs once, a dozen passes over a few dozen tokens.
+
+        Raises ModelError for a model that gives a text other logits when more of it is read in one pass.
+        """
         if self._mode != "auto":
             return ProbeResult(self._mode, 0.0, {})  # type: ignore[arg-type]
+        found = self._probe()
+        if "recompute" in found.rejected:
+            raise ModelError(
+                f"{type(self.forward.model).__name__} gives other logits for a text in one pass than token "
+                f"by token ({found.rejected['recompute']}): drafts cannot be verified; use its own generate"
+            )
+        return found
+
+    def _probe(self) -> ProbeResult:
         return probe(self.forward)
 
     @cached_property
@@ -90,7 +102,7 @@ class CausalLM(Target):
     @property
     def max_length(self) -> int | None:
         limit = getattr(self.forward.text_config, "max_position_embeddings", None)
-        return int(limit) if limit else None
+        return int(limit) if limit and limit > 0 else None  # -1 stands for no limit (XLNet)
 
     @property
     def stop_token_ids(self) -> frozenset[int]:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from hasten.core import TopCandidates
+from hasten.errors import ModelError
 from hasten.models.attention import Visible, additive_mask
 
 PREFILL_CHUNK = 512
@@ -42,7 +43,7 @@ class Forward:
         self.model = model
         self.config = model.config
         self.text_config = model.config.get_text_config(decoder=True)
-        self.device: torch.device = model.get_input_embeddings().weight.device
+        self.device: torch.device = device_of(model.get_input_embeddings())
         self.dtype: torch.dtype = model.dtype
         self.vocab_size = vocab_size_of(model)
         parameters = inspect.signature(model.forward).parameters
@@ -80,7 +81,13 @@ class Forward:
         return logits
 
     def mask(self, visible: dict[str, Visible]) -> Any:
-        """The mask argument of a pass, from what each kind of layer may see (AttentionKinds.visible)."""
+        """The mask argument of a pass, from what each kind of layer may see (AttentionKinds.visible).
+
+        Raises ModelError for attention that would read the numbers as something else, or crash over them.
+        """
+        if not takes_tree_masks(self.text_config):
+            asked = self.text_config._attn_implementation
+            raise ModelError(f"attn_implementation={asked!r} takes no tree mask; 'sdpa' and 'eager' do")
         tensors = {kind: additive_mask(one, self.dtype, self.device) for kind, one in visible.items()}
         return next(iter(tensors.values())) if len(tensors) == 1 else tensors
 
@@ -148,6 +155,29 @@ class Forward:
 def vocab_size_of(model: Any) -> int:
     head = model.get_output_embeddings()
     return int(getattr(head, "out_features", None) or head.weight.shape[0])
+
+
+def takes_tree_masks(config: Any) -> bool:
+    """Whether a model's attention reads a mask of numbers for each pair of tokens, as config says."""
+    attention = str(config._attn_implementation)
+    return "flex" not in attention and "flash" not in attention
+
+
+def device_of(embedding: Any) -> torch.device:
+    """Where token ids go: of a layer that accelerate offloads, the device that it is brought to for its pass.
+
+    Raises ModelError for weights that are nowhere.
+    """
+    hook_device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+    if hook_device is not None:
+        return torch.device(hook_device)
+    device: torch.device = embedding.weight.device
+    if device.type == "meta":
+        raise ModelError(
+            "the embedding's weights are on the meta device, so there is nothing to compute with; load the "
+            "model's weights (from_pretrained), or let accelerate dispatch it (device_map)"
+        )
+    return device
 
 
 def join_candidates(pieces: list[TopCandidates]) -> TopCandidates | None:

@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from hasten.errors import ConfigError, ModelError
 from hasten.models.bundled_models import BUNDLED, bundled_path
+from hasten.models.forward import takes_tree_masks
 from hasten.models.weights import load_weights
 
 DTYPES = {
@@ -50,10 +51,11 @@ def load_pretrained(
     try:
         tokenizer = _tokenizer_of(source, trust_remote_code) if _has_tokenizer(source) else None
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-        model = load_weights(
-            _auto_class(config), source, dtype=torch_dtype, trust_remote_code=trust_remote_code
-        )
-    except (ModelError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
+        if not takes_tree_masks(config):
+            config._attn_implementation = None  # the default computes the same, and does
+        options = {"config": config, "dtype": torch_dtype, "trust_remote_code": trust_remote_code}
+        model = load_weights(_auto_class(config), source, **options)
+    except (ModelError, ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
         raise ModelError(f"cannot load {name!r}: {problem}") from problem
     finally:
         if name in BUNDLED:

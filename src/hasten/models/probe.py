@@ -69,9 +69,11 @@ class ProbeResult:
 class PlainPasses(Protocol):
     """What the probe needs of a model besides its sessions; see Forward."""
 
-    vocab_size: int
     dtype: torch.dtype
     text_config: Any
+
+    @property
+    def vocab_size(self) -> int: ...
 
     def __call__(
         self,
