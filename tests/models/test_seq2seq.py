@@ -31,7 +31,7 @@ def language_model(name="t5", tokenizer=None, **changes):
 def test_every_architecture_gets_its_best_mode(name):
     found = Seq2SeqLM(build_seq2seq(name)).probe
     assert found.mode == SEQ2SEQ[name][2]
-    assert found.noise < 2e-3  # another token moves logits by 17 (LED); CPUs add in different orders
+    assert found.noise < 5e-3  # another token moves logits by 50 (LED); CPUs add in different orders
 
 
 def test_a_mode_can_be_given_and_the_text_stays():
