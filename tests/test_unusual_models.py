@@ -12,8 +12,9 @@ import torch
 
 import hasten
 from conftest import VOCAB, build_model
-from hasten.errors import ModelError
+from hasten.errors import ConfigError, ModelError, PromptError
 from hasten.models.causal_lm import CausalLM
+from small_architectures import build
 
 PROMPTS = [[5, 9, 13, 22] * 4, [40], [3, 60, 61, 62, 63, 3, 60]]
 PARAMS = hasten.SamplingParams(max_new_tokens=16, ignore_eos=True)
@@ -153,6 +154,35 @@ class TestSettings:
         assert lm.target.dtype == torch.float16
         assert ours(lm) == theirs(model)
         assert ours(hasten.load(tmp_path, dtype="float32")) == theirs(model.float())
+
+
+class TestLongRope:
+    """Phi-3 rotates all keys by other factors once the text is longer than the first training's."""
+
+    @staticmethod
+    def model():
+        rotation = {"rope_type": "longrope", "rope_theta": 10000.0}
+        factors = {"short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 4.0, 8.0]}
+        limit = {"original_max_position_embeddings": 32}
+        return build("phi3", head_dim=None, rope_parameters=rotation | factors | limit, **limit)
+
+    def test_texts_end_where_the_factors_change(self):
+        model = self.model()
+        lm = hasten.load(model)
+        params = hasten.SamplingParams(max_new_tokens=60, ignore_eos=True)
+        for drafter in ("off", "auto", "token-recycling"):
+            found = lm.generate(PROMPTS[0], params, drafter=drafter, num_draft_tokens=12)
+            assert len(found.token_ids) == 32 - len(PROMPTS[0])
+            assert found.token_ids == theirs(model, PROMPTS[:1])[0]
+        with pytest.raises(PromptError, match="context holds 32"):
+            lm.generate(PROMPTS[0] * 3, params)
+
+    def test_the_drop_in_refuses_longer_ones(self):
+        model = hasten.accelerate(self.model())
+        prompt = torch.tensor([PROMPTS[0]])
+        assert model.generate(prompt, max_new_tokens=16, eos_token_id=-1, pad_token_id=0).shape == (1, 32)
+        with pytest.raises(ConfigError, match=r"max_length=33 passes position 32.*longrope.*restore"):
+            model.generate(prompt, max_new_tokens=17, eos_token_id=-1, pad_token_id=0)
 
 
 class TestSeveralUsers:

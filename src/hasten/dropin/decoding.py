@@ -30,6 +30,7 @@ from hasten.dropin.per_row import PerRow
 from hasten.dropin.rows import Prepared, Row
 from hasten.engine import LanguageModel
 from hasten.errors import ConfigError, PromptError
+from hasten.models.causal_lm import require_torch
 
 DrafterChoice = str | Drafter | AbstractSequence[str | Drafter] | None
 
@@ -106,6 +107,12 @@ class Decoding:
                 raise PromptError(f"token id {token_id} is outside the vocabulary of {vocab_size} tokens")
         limit = prepared.criteria.max_length
         room = prepared.input_ids.shape[1] + 2**30 if limit is None else limit
+        rotation_limit = require_torch(self._language_model.target, "the drop-in").rotation_limit
+        if rotation_limit is not None and room - prepared.padding[row.index] > rotation_limit:
+            raise ConfigError(
+                f"max_length={limit} passes position {rotation_limit}, where this model's rotary embedding "
+                "changes for the whole text (longrope); write less, or hasten.restore it"
+            )
         return Sequence(
             token_ids=prompt,
             prompt_length=len(prompt),

@@ -101,8 +101,27 @@ class CausalLM(Target):
 
     @property
     def max_length(self) -> int | None:
-        limit = getattr(self.forward.text_config, "max_position_embeddings", None)
-        return int(limit) if limit and limit > 0 else None  # -1 stands for no limit (XLNet)
+        limit = getattr(self.forward.text_config, "max_position_embeddings", None) or -1
+        limits = [size for size in (limit, self.rotation_limit) if size and size > 0]  # XLNet says -1
+        return min(limits, default=None)
+
+    @property
+    def rotation_limit(self) -> int | None:
+        """Positions after which every key would have to be rotated anew, as Phi-3's two sets of factors want.
+
+        Which set a pass uses depends on its last position, so neither chunks nor drafts nor rows of a batch
+        would agree beyond it.
+        """
+        config = self.forward.text_config
+        rotations = getattr(config, "rope_parameters", None) or {}
+        kinds = [rotations, *(kind for kind in rotations.values() if isinstance(kind, dict))]
+        sizes = [
+            kind.get("original_max_position_embeddings")
+            or getattr(config, "original_max_position_embeddings", None)
+            for kind in kinds
+            if kind.get("rope_type") == "longrope"
+        ]
+        return min((int(size) for size in sizes if size), default=None)
 
     @property
     def stop_token_ids(self) -> frozenset[int]:

@@ -247,6 +247,7 @@ class _Reference:
         self._forward = forward
         self.text = text
         self._known: dict[tuple[int, ...], torch.Tensor] = {}
+        self.logits(text.prompt)  # by a pass that ends there: what is to come must not matter (XLNet)
 
     def error(self, found: torch.Tensor, token_ids: list[int]) -> float:
         """Of logits after a text, relative to what a wrong token changes.
