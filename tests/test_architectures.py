@@ -119,7 +119,7 @@ def test_every_pair_of_ways_is_among_those_selected():
 def test_an_architecture_whose_text_cannot_be_promised_is_refused(name):
     lm = hasten.load(build(name))
     with pytest.raises(
-        hasten.ModelError, match="gives other logits for a text in one pass than token by token"
+        hasten.ModelError, match=r"gives other logits for a text in one pass|cannot run a pass over"
     ):
         lm.generate(PROMPTS[0], GREEDY)
 

@@ -63,11 +63,18 @@ class CausalLM(Target):
     def probe(self) -> ProbeResult:
         """Runs once, a dozen passes over a few dozen tokens.
 
-        Raises ModelError for a model that gives a text other logits when more of it is read in one pass.
+        Raises ModelError for a model that gives a text other logits when more of it is read in one pass, or
+        that cannot read one.
         """
         if self._mode != "auto":
             return ProbeResult(self._mode, 0.0, {})  # type: ignore[arg-type]
-        found = self._probe()
+        try:
+            found = self._probe()
+        except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as problem:
+            raise ModelError(
+                f"{type(self.forward.model).__name__} cannot run a pass over a few dozen tokens "
+                f"({type(problem).__name__}: {problem}); use its own generate"
+            ) from problem
         if "recompute" in found.rejected:
             raise ModelError(
                 f"{type(self.forward.model).__name__} gives other logits for a text in one pass than token "
