@@ -17,7 +17,9 @@ from transformers import (
 
 from hasten.core import SamplingParams
 from hasten.errors import ModelError
-from hasten.sampling import Sampler, gumbel_noise, top_candidates, warp
+from hasten.logits import Logits, top_candidates
+from hasten.noise import gumbel_noise
+from hasten.sampling import Sampler, warp
 
 VOCAB = 400
 
@@ -183,50 +185,66 @@ LOOKING = [
 ]
 
 
+def drawn_ahead(sampler, logits, positions):
+    """Logits that know how they will be drawn, as a pass gives them."""
+    asked = Logits(logits)
+    asked.ask(sampler.foresee(np.asarray(positions)))
+    return asked
+
+
 @pytest.mark.parametrize("params", LOOKING)
 def test_rows_drawn_ahead_are_those_drawn_one_by_one(params):
     logits, text = logits_of(1, rows=9), [5, 6, 7]
     depths = np.array([0, 1, 1, 2, 2, 2, 3, 1, 4])
-    lazy, ahead = Sampler(params, seed=9, sample=1), Sampler(params, seed=9, sample=1)
-    ahead.look_ahead(logits, len(text) + depths)
-    draw, expected = ahead.draws(logits), lazy.draws(logits)
+    sampler = Sampler(params, seed=9, sample=1)
+    draw = sampler.draws(drawn_ahead(sampler, logits, len(text) + depths))
+    expected = sampler.draws(logits)
     for row, depth in enumerate(depths):
         prefix = text + [0] * int(depth)
         assert draw(row, prefix) == expected(row, prefix)
 
 
-def test_rows_drawn_ahead_are_for_their_own_logits_once():
-    params = SamplingParams(temperature=1.0)
-    first, second = logits_of(1, rows=2), logits_of(2, rows=2)
-    sampler = Sampler(params, seed=9)
-    sampler.look_ahead(first, np.array([3, 4]))
-    assert sampler.draws(second)(0, [1, 2, 3]) == Sampler(params, seed=9).draws(second)(0, [1, 2, 3])
-    sampler.look_ahead(first, np.array([3, 4]))
-    sampler.draws(first)
-    first.neg_()
-    assert sampler.draws(first)(0, [1, 2, 3]) == Sampler(params, seed=9).draws(first)(0, [1, 2, 3])
+def test_a_draw_at_another_position_than_foreseen_has_its_own_noise():
+    sampler, logits = Sampler(SamplingParams(temperature=3.0), seed=9), logits_of(1, rows=20)
+    ahead, expected = sampler.draws(drawn_ahead(sampler, logits, [3] * 20)), sampler.draws(logits)
+    drawn = [[draw(row, [0] * size) for row in range(20)] for draw in (ahead, expected) for size in (3, 4)]
+    assert drawn[:2] == drawn[2:]
+    assert drawn[0] != drawn[1]
 
 
 @pytest.mark.parametrize(
     "params",
     [
         SamplingParams(temperature=1.0, top_p=0.5, seed=1),
+        SamplingParams(temperature=1.0, min_p=0.5, seed=1),
+        SamplingParams(temperature=1.0, top_k=300, seed=1),
         SamplingParams(temperature=1.0, seed=1, logits_processors=[RepetitionPenaltyLogitsProcessor(2.0)]),
     ],
 )
-def test_what_cannot_be_drawn_ahead_is_drawn_lazily(params):
-    logits = logits_of(3, rows=2)
-    ahead = Sampler(params, seed=1)
-    ahead.look_ahead(logits, np.array([3, 4]))
-    assert ahead.draws(logits)(1, [1, 2, 3, 4]) == Sampler(params, seed=1).draws(logits)(1, [1, 2, 3, 4])
+def test_what_takes_the_logits_as_a_whole_is_not_foreseen(params):
+    assert Sampler(params, seed=1).foresee(np.array([3])) is None
 
 
-def test_nan_in_rows_drawn_ahead_is_an_error_where_it_is_written():
+@pytest.mark.parametrize("top_k", [1, 2, 20, 256])
+@pytest.mark.parametrize("rest", [{}, {"top_p": 0.9}, {"min_p": 0.1}, {"top_p": 0.8, "min_p": 0.05}])
+def test_drawing_among_the_best_is_drawing_from_the_cut_law(top_k, rest):
+    """Two ways to the same token: the list of the best, and the cut of all logits."""
+    params = SamplingParams(temperature=1.3, top_k=top_k, **rest)
+    logits = logits_of(5, rows=40)
+    logits[20:] = (2 * logits[20:]).round() / 2  # many are equal, also at the cut
+    sampler = Sampler(params, seed=3)
+    draw = sampler.draws(logits)
+    for row in range(40):
+        noisy = warp(logits[row], params) + torch.from_numpy(gumbel_noise(3, 0, row, VOCAB))
+        assert draw(row, [0] * row) == int(noisy.argmax())
+
+
+@pytest.mark.parametrize("params", LOOKING)
+def test_nan_in_rows_drawn_ahead_is_an_error_where_it_is_written(params):
     logits = logits_of(1, rows=2)
     logits[1, 5] = torch.nan
-    sampler = Sampler(SamplingParams(temperature=1.0), seed=9)
-    sampler.look_ahead(logits, np.array([2, 3]))
-    draw = sampler.draws(logits)
+    sampler = Sampler(params, seed=9)
+    draw = sampler.draws(drawn_ahead(sampler, logits, [2, 3]))
     draw(0, [1, 2])
     with pytest.raises(ModelError, match="position 3"):
         draw(1, [1, 2, 3])

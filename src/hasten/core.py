@@ -208,13 +208,21 @@ class DecodeStats:
         }
 
 
+class LogitRows(Protocol):
+    """Logits [rows, vocab] of one draft tree, root first: a tensor, or what a pass found in them."""
+
+    def __getitem__(self, rows: Any, /) -> torch.Tensor: ...
+
+    def __len__(self) -> int: ...
+
+
 class TokenSampler(Protocol):
     """Turns logits into tokens for one sequence."""
 
-    def draws(self, logits: torch.Tensor) -> Callable[[int, list[int]], int]:
+    def draws(self, logits: LogitRows) -> Callable[[int, list[int]], int]:
         """A function (row, token_ids) -> the token written after ``token_ids``, prompt included.
 
-        logits: [rows, vocab], the rows of one draft tree, root first. Rows are drawn lazily and in the order
+        Rows are drawn lazily and in the order
         of the written text: each written token calls the function exactly once.
         """
         ...
@@ -229,18 +237,6 @@ class TokenSampler(Protocol):
 
     def noisy(self, logits: torch.Tensor, position: int) -> torch.Tensor:
         """float32 [vocab], whose arg-max is the guess: the warped logits with the noise of the position."""
-        ...
-
-
-@runtime_checkable
-class AheadSampler(TokenSampler, Protocol):
-    """A sampler that can draw the rows of a tree before anyone knows which of them are written."""
-
-    def look_ahead(self, logits: torch.Tensor, positions: NDArray[np.int64]) -> None:
-        """Start to draw all rows [rows, vocab] on the device, for ``draws`` of the same tensor.
-
-        Does not wait: the device has to be waited for before ``draws``. ``positions``: of the rows' tokens.
-        """
         ...
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections import Counter
 from collections.abc import Generator
@@ -10,16 +9,15 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from hasten.core import Acceptance, AheadSampler, Sequence, TopCandidates
+from hasten.core import Acceptance, Sequence
 from hasten.drafters.base import BatchDrafter, Drafter, FusedDrafter, Observation, SelfDrafter
+from hasten.logits import Draw, ForeseenSampler, Logits
 from hasten.models.forward import PREFILL_CHUNK
-from hasten.models.session import Session
+from hasten.models.session import Session, find
 from hasten.models.target import Target
 from hasten.policies import DraftPolicy, telling_positions
-from hasten.sampling import top_candidates
 from hasten.tree import DraftTree
 from hasten.verify import Verify, follow
 
@@ -100,12 +98,9 @@ def _steps(
             trees = [session.fit(tree) for tree in trees]
             extended = _extend(drafter, session, active, trees, model.vocab_size) if budget else trees
             clock.lap("draft")
-            candidates, top_k = None, drafter.top_k if policy.is_learning else 0
+            top_k = drafter.top_k if policy.is_learning else 0
             with _meanwhile(drafter, active):
-                logits = session.forward(extended)
-                if model.is_asynchronous:  # whatever is read of the logits is computed behind them
-                    _draw_ahead(extended, logits, active)
-                    candidates = _candidates(trees, logits, top_k, wait=False)
+                logits = find(session, extended, _foresee(extended, active), top_k)
                 model.synchronize()  # the one time a step waits
             clock.lap("forward")
             acceptances = [verify(*row) for row in zip(trees, logits, active, strict=True)]
@@ -113,8 +108,7 @@ def _steps(
             session.keep(acceptances)
             clock.lap("other")
             gains = _commit(active, trees, acceptances)
-            candidates = candidates or _candidates(trees, logits, top_k)
-            news.hear(gains, logits, candidates, at_once=policy.is_learning)
+            news.hear(gains, logits, top_k, at_once=policy.is_learning)
             clock.lap("draft")
             spent, clock.spent = clock.spent, {}
             _judge(policy, extended, acceptances, spent)
@@ -149,17 +143,10 @@ class _News:
         self._drafter = drafter
         self._num_untold: Counter[Sequence] = Counter()
 
-    def hear(
-        self,
-        gains: list[Gain],
-        logits: list[torch.Tensor],
-        candidates: list[TopCandidates | None],
-        *,
-        at_once: bool,
-    ) -> None:
-        for gain, found, of_one in zip(gains, candidates, logits, strict=True):
+    def hear(self, gains: list[Gain], logits: list[Logits], top_k: int, *, at_once: bool) -> None:
+        for gain, of_one in zip(gains, logits, strict=True):
             if at_once:
-                self._drafter.observe(gain.sequence, Observation(gain.tree, gain.acceptance, found, of_one))
+                self._drafter.observe(gain.sequence, _observation(gain, of_one, top_k))
             else:
                 self._num_untold[gain.sequence] += len(gain.acceptance.token_ids)
 
@@ -256,25 +243,20 @@ def _commit(active: list[Sequence], trees: list[DraftTree], acceptances: list[Ac
     return gains
 
 
-def _draw_ahead(trees: list[DraftTree], logits: list[torch.Tensor], active: list[Sequence]) -> None:
-    """Start to draw what verification may ask for, while the device computes the logits."""
-    for tree, of_one, sequence in zip(trees, logits, active, strict=True):
-        if isinstance(sequence.sampler, AheadSampler):
-            depths = np.concatenate(([0], tree.depths()))
-            sequence.sampler.look_ahead(of_one, len(sequence.token_ids) + depths)
+def _foresee(trees: list[DraftTree], active: list[Sequence]) -> list[Draw | None]:
+    """How what the pass computes will be drawn, so that it can be found there."""
+    draws: list[Draw | None] = []
+    for tree, sequence in zip(trees, active, strict=True):
+        sampler, depths = sequence.sampler, np.concatenate(([0], tree.depths()))
+        positions = len(sequence.token_ids) + depths
+        draws.append(sampler.foresee(positions) if isinstance(sampler, ForeseenSampler) else None)
+    return draws
 
 
-def _candidates(
-    trees: list[DraftTree], logits: list[torch.Tensor], top_k: int, *, wait: bool = True
-) -> list[TopCandidates | None]:
-    """The candidates of every node; those of a whole batch are found at once."""
-    if not top_k:
-        return [None for _ in trees]
-    sizes = [len(tree) + 1 for tree in trees]
-    rows = [of_one[:size] for of_one, size in zip(logits, sizes, strict=True)]
-    best = top_candidates(torch.cat(rows) if len(rows) > 1 else rows[0], top_k, wait=wait)
-    ends = list(itertools.accumulate(sizes))
-    return [best.rows(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+def _observation(gain: Gain, logits: Logits, top_k: int) -> Observation:
+    """What the drafter may learn of a sequence: the candidates of the tree's own rows, not of extra ones."""
+    found = logits.candidates(top_k).rows(0, len(gain.tree) + 1) if top_k else None
+    return Observation(gain.tree, gain.acceptance, found, logits)
 
 
 def _retire(

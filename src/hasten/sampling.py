@@ -8,18 +8,21 @@ around it, draws the same token: lossless sampling becomes an equality. Greedy i
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable
-from typing import cast
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hasten.core import LogitsProcessor, SamplingParams, TopCandidates
+from hasten.core import LogitRows, LogitsProcessor, SamplingParams
 from hasten.errors import ModelError
+from hasten.logits import Draw, Logits, Tokens
+from hasten.noise import NoiseKey, gumbel_noise_of, recent_gumbel_noise
 from hasten.processors import own_processors
-from hasten.transfers import staged, to_host
+
+_MOST_BEST = 256
+"""Tokens that top_k may leave for them to be found in the pass; more are cut from the logits as a whole."""
 
 _GUESS_STREAM = 3
 """of guesses whose position is veiled; rules use stream 1, draft models 2, and drafters those from 16 on"""
@@ -33,16 +36,6 @@ def keyed_generator(seed: int, sample: int, position: int, stream: int) -> np.ra
     """
     bits = np.random.Philox(key=seed | sample << 64, counter=position << 128 | stream << 64)
     return np.random.Generator(bits)
-
-
-@functools.lru_cache(maxsize=32)  # a draft asks for the noise of a few positions again and again
-def gumbel_noise(
-    seed: int, sample: int, position: int, vocab_size: int, stream: int = 0
-) -> NDArray[np.float32]:
-    """float32 [vocab]: standard Gumbel noise of one position; texts are drawn with that of stream 0."""
-    generator = keyed_generator(seed, sample, position, stream)
-    exponential = generator.standard_exponential(vocab_size, dtype=np.float32)
-    return cast(NDArray[np.float32], -np.log(np.maximum(exponential, np.float32(1e-30))))
 
 
 def warp(scores: torch.Tensor, params: SamplingParams) -> torch.Tensor:
@@ -76,17 +69,6 @@ def _nucleus_floor(probs: torch.Tensor, top_p: float) -> torch.Tensor:
         size = min(size * 16, vocab_size)
 
 
-def top_candidates(logits: torch.Tensor, k: int, *, wait: bool = True) -> TopCandidates:
-    """The k best tokens and their probabilities for every row of logits [rows, vocab].
-
-    Without ``wait``, what a GPU computes is there once it has been waited for.
-    """
-    logits = logits.float()
-    token_ids = torch.topk(logits, min(k, logits.shape[-1]), dim=-1).indices
-    probs = torch.softmax(logits, -1).gather(-1, token_ids)
-    return TopCandidates(to_host(token_ids, wait=wait).numpy(), to_host(probs, wait=wait).numpy())
-
-
 class Sampler:
     """Draws one sequence's tokens.
 
@@ -108,7 +90,6 @@ class Sampler:
         self.seed = seed
         self.sample = sample
         self.processors = own_processors(params.logits_processors) if processors is None else processors
-        self._ahead: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
         self.guess_end: int | None = None
         """See VeiledSampler."""
 
@@ -124,43 +105,51 @@ class Sampler:
 
     def noise(self, position: int, vocab_size: int) -> NDArray[np.float32]:
         """See NoisySampler."""
-        return gumbel_noise(self.seed, self.sample, position, vocab_size, self._guess_stream(position))
+        return recent_gumbel_noise(self.seed, self.sample, position, vocab_size, self._guess_stream(position))
 
     def _guess_stream(self, position: int) -> int:
         is_veiled = self.guess_end is not None and position >= self.guess_end
         return _GUESS_STREAM if is_veiled else 0
 
-    def draws(self, logits: torch.Tensor) -> Callable[[int, list[int]], int]:
+    def foresee(self, positions: NDArray[np.int64]) -> Draw | None:
+        """See ForeseenSampler. Not with processors, which want the text, nor with a cut of all tokens."""
+        params, num_best = self.params, None
+        if self.processors:
+            return None
+        if not self.is_greedy:
+            if params.top_k is not None and params.top_k <= _MOST_BEST:
+                num_best = params.top_k
+            elif params.top_k is not None or params.top_p < 1 or params.min_p > 0:
+                return None
+        return Draw(positions, params.temperature, self.seed, self.sample, num_best)
+
+    def draws(self, logits: LogitRows) -> Callable[[int, list[int]], int]:
         """See TokenSampler. Raises ModelError at the first row that holds NaN."""
-        if self.is_greedy and not self.processors:
-            self._look_ahead(logits, None, wait=True)
-        ahead, self._ahead = self._ahead, None
-        if ahead is None or ahead[0] is not logits:
+        logits, draw = Logits.of(logits), self.foresee(np.empty(0, np.int64))
+        if draw is None:
             return lambda row, token_ids: self._draw(logits[row], token_ids)
-        values, tokens = ahead[1].tolist(), ahead[2].tolist()
-        return lambda row, token_ids: _checked(tokens[row], values[row], len(token_ids))
+        if draw.is_noisy:
+            return lambda row, token_ids: self._draw_with_noise(logits, row, len(token_ids))
+        if draw.num_best is not None:
+            best = logits.top(draw.num_best + 1)
+            return partial(self._draw_among, draw.num_best, best, logits)
+        token_ids, values = (each.tolist() for each in logits.best())
+        return lambda row, text: _checked(token_ids[row], values[row], len(text))
 
-    def look_ahead(self, logits: torch.Tensor, positions: NDArray[np.int64]) -> None:
-        """See AheadSampler. Not with processors, which want the text, nor top-p, which looks at its sums."""
-        if not self.processors and self.params.top_p == 1:
-            self._look_ahead(logits, positions, wait=False)
+    def _draw_with_noise(self, logits: Logits, row: int, position: int) -> int:
+        key = NoiseKey(self.seed, self.sample, position)
+        return _checked(*logits.drawn(row, key, self.params.temperature), position)
 
-    def _look_ahead(self, logits: torch.Tensor, positions: NDArray[np.int64] | None, wait: bool) -> None:
-        """``positions`` are not asked for by a greedy sampler."""
-        if self._ahead is not None and self._ahead[0] is logits:
-            return
-        scores = logits if self.is_greedy or positions is None else self._noisy_rows(logits, positions)
-        best = scores.max(-1)  # a NaN anywhere in a row is its maximum
-        self._ahead = logits, to_host(best.values, wait=wait), to_host(best.indices, wait=wait)
-
-    def _noisy_rows(self, logits: torch.Tensor, positions: NDArray[np.int64]) -> torch.Tensor:
-        """As ``_noisy``, for rows [rows, vocab] that stand at these positions."""
-        distinct, rows = np.unique(positions, return_inverse=True)
-        noise = [gumbel_noise(self.seed, self.sample, int(one), logits.shape[-1]) for one in distinct]
-        of_positions, index = (
-            staged(one, logits.device).to(logits.device, non_blocking=True) for one in (np.stack(noise), rows)
-        )
-        return warp(logits.float(), self.params) + of_positions[index]
+    def _draw_among(self, num_best: int, best: Tokens, logits: Logits, row: int, token_ids: list[int]) -> int:
+        """Among the best tokens; one more is known of."""
+        values = best.scores[row]
+        if len(values) > num_best and values[num_best] == values[num_best - 1]:
+            return self._draw(logits[row], token_ids)  # tokens that equal the last one are kept
+        position, found = len(token_ids), best.token_ids[row, :num_best]
+        noise = gumbel_noise_of(found, NoiseKey(self.seed, self.sample, position))
+        scores = warp(torch.from_numpy(values[:num_best]), self.params).numpy() + noise
+        place = int(scores.argmax())  # a NaN is the largest
+        return _checked(int(found[place]), float(scores[place]), position)
 
     def _draw(self, logits: torch.Tensor, token_ids: list[int]) -> int:
         scores = self.scores(logits, token_ids)
@@ -216,7 +205,7 @@ class Sampler:
     def _noisy(self, scores: torch.Tensor, position: int, stream: int = 0) -> torch.Tensor:
         if self.params.temperature == 0:
             return scores
-        noise = gumbel_noise(self.seed, self.sample, position, scores.numel(), stream)
+        noise = recent_gumbel_noise(self.seed, self.sample, position, scores.numel(), stream)
         return warp(scores, self.params) + torch.from_numpy(noise).to(scores.device)
 
 

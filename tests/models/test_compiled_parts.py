@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from compiled_models import compiled, text_of, torch_threads
+from hasten.floats import exp
 from hasten.models.compiled import products
 from hasten.models.compiled.executor import VisibleSlots
 from hasten.models.compiled.linear import multiply, share
@@ -26,7 +27,6 @@ from hasten.models.compiled.rows import (
     RMS_NORM,
     activate,
     block_rows,
-    exp,
     norm,
     pack,
     packed_start,

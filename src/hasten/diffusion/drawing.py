@@ -15,7 +15,8 @@ import torch
 from hasten.canvas import DenoiserSpec, Ids, Prediction
 from hasten.core import SamplingParams
 from hasten.errors import ConfigError
-from hasten.sampling import gumbel_noise, keyed_generator, warp
+from hasten.noise import recent_gumbel_noise
+from hasten.sampling import keyed_generator, warp
 
 Noise = Callable[[Ids, int], Ids]
 """(positions, number of the forward pass) -> what they hold while they are open"""
@@ -70,7 +71,7 @@ class Draw:
         places = prediction.positions.tolist()
         for place in places:
             if place not in self._noise:
-                noise = torch.from_numpy(gumbel_noise(self.seed, self.sample, place, vocab_size))
+                noise = torch.from_numpy(recent_gumbel_noise(self.seed, self.sample, place, vocab_size))
                 self._noise[place] = noise.to(prediction.logits.device)
         return torch.stack([self._noise[place] for place in places])
 

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.core import Acceptance, Sequence, TopCandidates
+from hasten.core import Acceptance, LogitRows, Sequence, TopCandidates
 from hasten.errors import StoreError
 from hasten.tree import DraftTree
 
 if TYPE_CHECKING:
-    import torch
-
     from hasten.drafters.corpus_index import CorpusIndex
     from hasten.models.draft_lm import DraftLM
     from hasten.models.session import Session
@@ -53,13 +51,14 @@ class Observation:
 
     ``candidates`` has one row for the root and then one a node, rejected nodes included; None unless a
     drafter asked for it (``top_k``). ``logits`` [rows, vocab] are those of the whole pass on the target's
-    device: the root, the nodes, and then the extra rows of a FusedDrafter, if it had any.
+    device: the root, the nodes, and then the extra rows of a FusedDrafter, if it had any. They are to be read
+    before the next pass.
     """
 
     tree: DraftTree
     acceptance: Acceptance
     candidates: TopCandidates | None = None
-    logits: torch.Tensor | None = None
+    logits: LogitRows | None = None
 
 
 class Drafter(Protocol):

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from hasten.core import Sequence, System, TopCandidates
 from hasten.drafters.base import Forgetful, Observation
 from hasten.errors import ConfigError
-from hasten.sampling import top_candidates
+from hasten.logits import top_candidates
 from hasten.tree import ROOT, DraftTree
 from hasten.values import known_ids
 

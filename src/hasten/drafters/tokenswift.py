@@ -22,7 +22,7 @@ from hasten.drafters.base import Forgetful, Observation
 from hasten.drafters.ngram_pool import Continuation, NgramPool
 from hasten.drafters.superposed import best_nodes
 from hasten.errors import ConfigError
-from hasten.sampling import top_candidates
+from hasten.logits import top_candidates
 from hasten.tree import ROOT, DraftTree
 
 if TYPE_CHECKING:

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import (
     EosTokenCriteria,
     GenerationConfig,
@@ -27,10 +29,11 @@ from transformers import (
 )
 from transformers.generation import logits_process as hf
 
-from hasten.core import FinishReason
+from hasten.core import FinishReason, LogitRows
 from hasten.errors import ModelError
+from hasten.logits import Draw, Logits
+from hasten.noise import recent_gumbel_noise
 from hasten.processors import own_copy
-from hasten.sampling import gumbel_noise
 
 _WARPERS = (
     hf.EpsilonLogitsWarper,
@@ -122,13 +125,19 @@ class Row:
         else:
             self._criteria.append(_criterion_of_row(criterion, self.index, self._prepared.batch_size))
 
-    def draws(self, logits: torch.Tensor) -> Callable[[int, list[int]], int]:
-        """See TokenSampler. Raises ModelError where no token can be chosen."""
+    def foresee(self, positions: NDArray[np.int64]) -> Draw | None:
+        """See ForeseenSampler."""
         prepared = self._prepared
         if self._processors or prepared.seed is not None or prepared.keeps_scores or prepared.keeps_logits:
+            return None
+        return Draw(positions)
+
+    def draws(self, logits: LogitRows) -> Callable[[int, list[int]], int]:
+        """See TokenSampler. Raises ModelError where no token can be chosen."""
+        logits = Logits.of(logits)
+        if self.foresee(np.empty(0, np.int64)) is None:
             return lambda row, token_ids: self._draw(logits[row], len(token_ids))
-        best = logits.max(-1)  # a NaN anywhere in the row is its maximum
-        values, tokens = best.values.tolist(), best.indices.tolist()
+        tokens, values = (each.tolist() for each in logits.best())
         return lambda row, token_ids: _checked(tokens[row], values[row], len(token_ids))
 
     def _draw(self, logits: torch.Tensor, position: int) -> int:
@@ -166,7 +175,7 @@ class Row:
         return scores[0] + self._noise(seed, position, scores)
 
     def _noise(self, seed: int, position: int, scores: torch.Tensor) -> torch.Tensor:
-        noise = gumbel_noise(seed, self.index, position, scores.shape[1])
+        noise = recent_gumbel_noise(seed, self.index, position, scores.shape[1])
         return torch.from_numpy(noise).to(scores.device)
 
     def after(self, token_id: int) -> FinishReason | None:

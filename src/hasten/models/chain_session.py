@@ -20,9 +20,9 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from hasten.core import Acceptance, TopCandidates
+from hasten.logits import top_candidates
 from hasten.models.forward import PREFILL_CHUNK, Forward, Kept, among, join_candidates
 from hasten.models.slot_cache import SlotCache
-from hasten.sampling import top_candidates
 from hasten.tree import DraftTree
 
 Rollback = Literal["crop", "snapshot", "recompute"]

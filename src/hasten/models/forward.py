@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence as AbstractSequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from hasten.core import TopCandidates
 from hasten.errors import ModelError
+from hasten.logits import Draw, Logits, ask_all
 from hasten.models.attention import Visible, additive_mask
 
 PREFILL_CHUNK = 512
@@ -25,6 +27,17 @@ Kept = int | NDArray[np.int64]
 def columns_kept(kept: Kept, width: int) -> NDArray[np.int64]:
     """Which of ``width`` columns these are."""
     return np.arange(width)[-kept:] if isinstance(kept, int) else kept
+
+
+class Asked(NamedTuple):
+    """What is asked for of the logits of a pass."""
+
+    tokens: list[slice]
+    """of each row of the batch, those whose logits count"""
+    draws: AbstractSequence[Draw | None]
+    """how each row's tokens are drawn; None where that takes the logits as a whole"""
+    top_k: int = 0
+    """candidates"""
 
 
 class Forward:
@@ -79,6 +92,21 @@ class Forward:
         if columns is not None and not self._takes_logits_to_keep:
             return logits[:, columns]
         return logits
+
+    def find(
+        self,
+        token_ids: NDArray[np.int64],
+        position_ids: NDArray[np.int64] | None,
+        attention_mask: Any | None,
+        cache: Any | None,
+        asked: Asked,
+    ) -> list[Logits]:
+        """As a call, and what is asked for of the logits of each row of the batch."""
+        logits = self(token_ids, position_ids, attention_mask, cache)
+        found = [Logits(of_row[tokens]) for of_row, tokens in zip(logits, asked.tokens, strict=True)]
+        if self.device.type != "cpu":
+            ask_all(found, asked.draws, asked.top_k)
+        return found
 
     def mask(self, visible: dict[str, Visible]) -> Any:
         """The mask argument of a pass, from what each kind of layer may see (AttentionKinds.visible).

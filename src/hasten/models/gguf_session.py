@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from hasten.core import Acceptance, TopCandidates
 from hasten.errors import ConfigError
+from hasten.logits import top_candidates
 from hasten.models.chain_session import best_chain
 from hasten.models.forward import PREFILL_CHUNK, join_candidates
 from hasten.models.llama_library import MAX_SEQUENCES, LlamaContext
-from hasten.sampling import top_candidates
 from hasten.tree import ROOT, DraftTree
 
 MAX_LEAVES = 64

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence as AbstractSequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from hasten.core import Acceptance, TopCandidates
+from hasten.logits import Draw, Logits, ask_all
 from hasten.tree import DraftTree
 
 
@@ -44,3 +46,26 @@ class Session(Protocol):
     def retain(self, rows: list[int]) -> None:
         """Go on with these rows only."""
         ...
+
+
+@runtime_checkable
+class FindingSession(Session, Protocol):
+    """A session whose passes find what is wanted of the logits while they compute them."""
+
+    def find(
+        self, trees: list[DraftTree], draws: AbstractSequence[Draw | None], top_k: int = 0
+    ) -> list[Logits]:
+        """As ``forward``. The draws are those of every row's tree; ``top_k`` candidates are asked for."""
+        ...
+
+
+def find(
+    session: Session, trees: list[DraftTree], draws: AbstractSequence[Draw | None], top_k: int = 0
+) -> list[Logits]:
+    """One pass of any session. A device that computes beside the host has to be waited for afterwards."""
+    if isinstance(session, FindingSession):
+        return session.find(trees, draws, top_k)
+    logits = [Logits(rows) for rows in session.forward(trees)]
+    if logits[0].whole().device.type != "cpu":
+        ask_all(logits, draws, top_k)
+    return logits

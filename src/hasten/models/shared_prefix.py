@@ -7,7 +7,7 @@ Knows nothing of trees of prefixes: what only some rows share is cached for each
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence as AbstractSequence
 from dataclasses import replace
 from itertools import takewhile
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from hasten.core import Acceptance, System, TopCandidates
+from hasten.logits import Draw, Logits
 from hasten.models.attention import AttentionKinds
 from hasten.models.forward import Forward, Kept, among, join_candidates
 from hasten.models.prefix_attention import Prefix, attending_to
@@ -92,6 +93,12 @@ class SharedPrefixSession:
 
     def forward(self, trees: list[DraftTree]) -> list[torch.Tensor]:
         return self._rows.forward(trees)
+
+    def find(
+        self, trees: list[DraftTree], draws: AbstractSequence[Draw | None], top_k: int = 0
+    ) -> list[Logits]:
+        """See FindingSession."""
+        return self._rows.find(trees, draws, top_k)
 
     def keep(self, acceptances: list[Acceptance]) -> None:
         self._rows.keep(acceptances)

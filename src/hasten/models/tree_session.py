@@ -8,19 +8,20 @@ are cached in packed rows (prepacking.py) and each moved to a row of its own aft
 
 from __future__ import annotations
 
+from collections.abc import Sequence as AbstractSequence
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from hasten.core import Acceptance, TopCandidates
+from hasten.logits import Draw, Logits, top_candidates
 from hasten.models.attention import AttentionKinds
-from hasten.models.forward import PREFILL_CHUNK, Forward, Kept, among, join_candidates
+from hasten.models.forward import PREFILL_CHUNK, Asked, Forward, Kept, among, join_candidates
 from hasten.models.prepacking import ROW_CAPACITY, PackedRow, group_rows, pack_rows
 from hasten.models.slot_cache import SlotCache
-from hasten.sampling import top_candidates
 from hasten.tree import DraftTree
 
 _DEVICE_TOKENS = 8192
@@ -169,7 +170,20 @@ class TreeSession:
         return tree
 
     def forward(self, trees: list[DraftTree]) -> list[torch.Tensor]:
-        blocks = [
+        blocks = self._blocks(trees)
+        logits = self._run(blocks, logits_to_keep=0)
+        return [logits[row, : len(block.token_ids)] for row, block in enumerate(blocks)]
+
+    def find(
+        self, trees: list[DraftTree], draws: AbstractSequence[Draw | None], top_k: int = 0
+    ) -> list[Logits]:
+        """See FindingSession."""
+        blocks = self._blocks(trees)
+        tokens = [slice(len(block.token_ids)) for block in blocks]
+        return self._forward.find(*self._place(blocks), self._cache, Asked(tokens, draws, top_k))
+
+    def _blocks(self, trees: list[DraftTree]) -> list[Block]:
+        return [
             Block(
                 np.concatenate(([root], tree.token_ids)),
                 np.concatenate(([0], tree.depths())),
@@ -177,8 +191,6 @@ class TreeSession:
             )
             for root, tree in zip(self._roots, trees, strict=True)
         ]
-        logits = self._run(blocks, logits_to_keep=0)
-        return [logits[row, : len(block.token_ids)] for row, block in enumerate(blocks)]
 
     def keep(self, acceptances: list[Acceptance]) -> None:
         self._commit([np.array([0, *(node + 1 for node in a.path)]) for a in acceptances])
@@ -225,7 +237,11 @@ class TreeSession:
         return self._cache.num_bytes()
 
     def _run(self, blocks: list[Block], logits_to_keep: Kept) -> torch.Tensor:
-        """One pass over a block a row, padded to the longest; logits [batch, tokens, vocab]."""
+        """One pass over a block a row; logits [batch, tokens, vocab]."""
+        return self._forward(*self._place(blocks), self._cache, logits_to_keep)
+
+    def _place(self, blocks: list[Block]) -> tuple[NDArray[np.int64], NDArray[np.int64], Any]:
+        """Blocks, padded to the longest, in new slots: the token ids, positions and mask of their pass."""
         batch, width = self._visible.shape
         size = max(len(block.token_ids) for block in blocks)
         token_ids = np.zeros((batch, size), np.int64)
@@ -244,7 +260,7 @@ class TreeSession:
         self._visible = np.concatenate((self._visible, np.zeros((batch, size), np.bool_)), axis=1)
         self._block_start = width
         mask = self._forward.mask(self._kinds.visible(visible, positions, self._positions))
-        return self._forward(token_ids, positions, mask, self._cache, logits_to_keep)
+        return token_ids, positions, mask
 
     def _commit(self, kept: list[NDArray[np.int64]]) -> None:
         """Make these tokens of the last pass visible, and cut the slots after the last visible one."""

@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
 import hasten.compile_cache  # noqa: F401 - before what is compiled
-from hasten.core import Acceptance, Guarantee, Proposals, Sequence, System
+from hasten.core import Acceptance, Guarantee, LogitRows, Proposals, Sequence, System
 from hasten.errors import ConfigError
 from hasten.tree import DraftTree
 from hasten.verify.block import SYSTEM as BLOCK_SYSTEM, block
@@ -27,7 +25,7 @@ from hasten.verify.tolerant import tolerant
 from hasten.verify.traversal import SYSTEM as TRAVERSAL_SYSTEM, traversal
 from hasten.verify.typical import SYSTEM as TYPICAL_SYSTEM, typical
 
-Verify = Callable[[DraftTree, torch.Tensor, Sequence], Acceptance]
+Verify = Callable[[DraftTree, LogitRows, Sequence], Acceptance]
 
 
 @dataclass(frozen=True, slots=True)

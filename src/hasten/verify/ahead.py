@@ -9,9 +9,8 @@ from __future__ import annotations
 from functools import cached_property
 
 import numpy as np
-import torch
 
-from hasten.core import Acceptance, LawSampler, Sequence
+from hasten.core import Acceptance, LawSampler, LogitRows, Sequence
 from hasten.tree import ROOT, DraftTree
 from hasten.verify.laws import STREAM, Law, law_sampler
 from hasten.verify.walk import walk
@@ -21,7 +20,7 @@ class Place:
     """A node of the tree, and the target's law of what follows it."""
 
     def __init__(
-        self, tree: DraftTree, logits: torch.Tensor, sampler: LawSampler, text: list[int], node: int = ROOT
+        self, tree: DraftTree, logits: LogitRows, sampler: LawSampler, text: list[int], node: int = ROOT
     ) -> None:
         self.tree = tree
         self.node = node
@@ -50,7 +49,7 @@ class Round:
     Raises ConfigError for a sampler that does not tell its laws.
     """
 
-    def __init__(self, verify: str, tree: DraftTree, logits: torch.Tensor, sequence: Sequence) -> None:
+    def __init__(self, verify: str, tree: DraftTree, logits: LogitRows, sequence: Sequence) -> None:
         self._sampler = law_sampler(sequence, verify)
         self._logits = logits
         self._sequence = sequence

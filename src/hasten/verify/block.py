@@ -12,9 +12,7 @@ that was chosen counts as drawn from the law that has all its mass on it.
 
 from __future__ import annotations
 
-import torch
-
-from hasten.core import Acceptance, Sequence, System
+from hasten.core import Acceptance, LogitRows, Sequence, System
 from hasten.tree import DraftTree
 from hasten.verify.ahead import Place, Round
 from hasten.verify.laws import Law, acceptance_of, draft_law, draw, left_over
@@ -30,7 +28,7 @@ SYSTEM = System(
 )
 
 
-def block(tree: DraftTree, logits: torch.Tensor, sequence: Sequence) -> Acceptance:
+def block(tree: DraftTree, logits: LogitRows, sequence: Sequence) -> Acceptance:
     """A path whose tokens have the law of plain sampling; greedy, the path of plain decoding.
 
     Args:

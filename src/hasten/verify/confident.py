@@ -18,9 +18,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
-from hasten.core import Acceptance, Sequence
+from hasten.core import Acceptance, LogitRows, Sequence
 from hasten.errors import ConfigError
 from hasten.tree import ROOT, DraftTree
 from hasten.verify.walk import walk
@@ -28,7 +27,7 @@ from hasten.verify.walk import walk
 
 def confident(
     beta: float = 0.9, max_repeats: int = 1
-) -> Callable[[DraftTree, torch.Tensor, Sequence], Acceptance]:
+) -> Callable[[DraftTree, LogitRows, Sequence], Acceptance]:
     """A rule that keeps drafts of confidence ``beta`` and more without asking the target.
 
     Args:
@@ -43,7 +42,7 @@ def confident(
     if max_repeats < 1:
         raise ConfigError(f"max_repeats={max_repeats} cannot work; it must be at least 1")
 
-    def verify(tree: DraftTree, logits: torch.Tensor, sequence: Sequence) -> Acceptance:
+    def verify(tree: DraftTree, logits: LogitRows, sequence: Sequence) -> Acceptance:
         """logits: [nodes + 1, vocab], root first."""
         draw = sequence.sampler.draws(logits)
 

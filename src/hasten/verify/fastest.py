@@ -17,9 +17,7 @@ behind it. In the other stretches no noise is seen, and rules draw with random n
 
 from __future__ import annotations
 
-import torch
-
-from hasten.core import Acceptance, Proposals, Sequence, VeiledSampler
+from hasten.core import Acceptance, LogitRows, Proposals, Sequence, VeiledSampler
 from hasten.errors import ConfigError
 from hasten.tree import DraftTree
 from hasten.verify.follow import follow
@@ -40,7 +38,7 @@ def begin_fastest(sequence: Sequence) -> None:
     _sampler(sequence).guess_end = len(sequence.token_ids) + _VIEW
 
 
-def fastest(tree: DraftTree, logits: torch.Tensor, sequence: Sequence) -> Acceptance:
+def fastest(tree: DraftTree, logits: LogitRows, sequence: Sequence) -> Acceptance:
     """A path that the rule for this step's proposals accepts; then chooses those of the next step.
 
     Args:

@@ -7,14 +7,12 @@ token. For drafts without known probabilities no exact rule accepts more.
 
 from __future__ import annotations
 
-import torch
-
-from hasten.core import Acceptance, Sequence
+from hasten.core import Acceptance, LogitRows, Sequence
 from hasten.tree import DraftTree
 from hasten.verify.walk import walk
 
 
-def follow(tree: DraftTree, logits: torch.Tensor, sequence: Sequence) -> Acceptance:
+def follow(tree: DraftTree, logits: LogitRows, sequence: Sequence) -> Acceptance:
     """The path plain decoding takes through the tree.
 
     Args:

@@ -13,9 +13,8 @@ children or without replacement, the recursive rule of ``residual`` judges them,
 from __future__ import annotations
 
 import numpy as np
-import torch
 
-from hasten.core import Acceptance, Sequence, System
+from hasten.core import Acceptance, LogitRows, Sequence, System
 from hasten.tree import DraftTree
 from hasten.verify.laws import STREAM, Law, acceptance_of, draft_law, draw, law_sampler
 from hasten.verify.residual import try_children
@@ -34,7 +33,7 @@ SYSTEM = System(
 _HALVINGS = 48
 
 
-def k_sequential(tree: DraftTree, logits: torch.Tensor, sequence: Sequence) -> Acceptance:
+def k_sequential(tree: DraftTree, logits: LogitRows, sequence: Sequence) -> Acceptance:
     """A path whose tokens have the law of plain sampling; greedy, the path of plain decoding.
 
     Args:

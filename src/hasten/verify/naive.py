@@ -11,9 +11,7 @@ target draws with its keyed noise, the text is even that of plain decoding.
 
 from __future__ import annotations
 
-import torch
-
-from hasten.core import Acceptance, Sequence, System
+from hasten.core import Acceptance, LogitRows, Sequence, System
 from hasten.tree import DraftTree
 from hasten.verify.follow import follow
 
@@ -28,6 +26,6 @@ SYSTEM = System(
 )
 
 
-def naive(tree: DraftTree, logits: torch.Tensor, sequence: Sequence) -> Acceptance:
+def naive(tree: DraftTree, logits: LogitRows, sequence: Sequence) -> Acceptance:
     """The path of the target's own draws; logits: [nodes + 1, vocab], root first."""
     return follow(tree, logits, sequence)

@@ -11,16 +11,14 @@ numbers used here.
 
 from __future__ import annotations
 
-import torch
-
-from hasten.core import Acceptance, Sequence
+from hasten.core import Acceptance, LogitRows, Sequence
 from hasten.tree import DraftTree
 from hasten.verify.laws import STREAM, law_sampler
 from hasten.verify.residual import try_children
 from hasten.verify.walk import walk
 
 
-def point_mass(tree: DraftTree, logits: torch.Tensor, sequence: Sequence) -> Acceptance:
+def point_mass(tree: DraftTree, logits: LogitRows, sequence: Sequence) -> Acceptance:
     """A path whose tokens have the law of plain sampling; greedy, the path of plain decoding.
 
     Args:

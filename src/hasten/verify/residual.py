@@ -14,9 +14,8 @@ given those before it; and whether a drawn token is in the tree does not depend 
 from __future__ import annotations
 
 import numpy as np
-import torch
 
-from hasten.core import Acceptance, Sequence, System
+from hasten.core import Acceptance, LogitRows, Sequence, System
 from hasten.tree import DraftTree
 from hasten.verify.laws import STREAM, Law, draft_law, draw, law_sampler
 from hasten.verify.walk import walk
@@ -33,7 +32,7 @@ SYSTEM = System(
 )
 
 
-def residual(tree: DraftTree, logits: torch.Tensor, sequence: Sequence) -> Acceptance:
+def residual(tree: DraftTree, logits: LogitRows, sequence: Sequence) -> Acceptance:
     """A path whose tokens have the law of plain sampling; greedy, the path of plain decoding.
 
     Args:

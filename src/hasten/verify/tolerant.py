@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hasten.core import Acceptance, Sequence, TokenSampler
+from hasten.core import Acceptance, LogitRows, Sequence, TokenSampler
 from hasten.errors import ConfigError, ModelError
 from hasten.tree import DraftTree
 from hasten.verify.walk import walk
@@ -37,7 +37,7 @@ class ScoreSampler(TokenSampler, Protocol):
         ...
 
 
-def tolerant(beta: int = 3, tau: float = 1.0) -> Callable[[DraftTree, torch.Tensor, Sequence], Acceptance]:
+def tolerant(beta: int = 3, tau: float = 1.0) -> Callable[[DraftTree, LogitRows, Sequence], Acceptance]:
     """A rule that keeps drafted tokens close to the target's own.
 
     Args:
@@ -51,7 +51,7 @@ def tolerant(beta: int = 3, tau: float = 1.0) -> Callable[[DraftTree, torch.Tens
     if not tau >= 0:
         raise ConfigError(f"tau={tau} cannot work; it must be 0 or more")
 
-    def verify(tree: DraftTree, logits: torch.Tensor, sequence: Sequence) -> Acceptance:
+    def verify(tree: DraftTree, logits: LogitRows, sequence: Sequence) -> Acceptance:
         """logits: [nodes + 1, vocab], root first. Raises ModelError at the first row that holds NaN."""
         sampler = sequence.sampler
         if not isinstance(sampler, ScoreSampler):

@@ -16,9 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
-from hasten.core import Acceptance, Sequence, System
+from hasten.core import Acceptance, LogitRows, Sequence, System
 from hasten.tree import DraftTree
 from hasten.verify.ahead import Place, Round
 from hasten.verify.laws import Law, acceptance_of, draft_law, draw, left_over
@@ -34,7 +33,7 @@ SYSTEM = System(
 )
 
 
-def traversal(tree: DraftTree, logits: torch.Tensor, sequence: Sequence) -> Acceptance:
+def traversal(tree: DraftTree, logits: LogitRows, sequence: Sequence) -> Acceptance:
     """A path whose tokens have the law of plain sampling; greedy, the path of plain decoding.
 
     Args:

@@ -15,9 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
-from hasten.core import Acceptance, Sequence, System
+from hasten.core import Acceptance, LogitRows, Sequence, System
 from hasten.errors import ConfigError
 from hasten.tree import DraftTree
 from hasten.verify.ahead import Place, Round
@@ -36,7 +35,7 @@ SYSTEM = System(
 
 def typical(
     epsilon: float = 0.09, delta: float = 0.3
-) -> Callable[[DraftTree, torch.Tensor, Sequence], Acceptance]:
+) -> Callable[[DraftTree, LogitRows, Sequence], Acceptance]:
     """A rule that keeps what the target finds likely enough.
 
     Args:
@@ -50,7 +49,7 @@ def typical(
     if not delta >= 0:
         raise ConfigError(f"delta={delta} cannot work; it must be 0 or more")
 
-    def verify(tree: DraftTree, logits: torch.Tensor, sequence: Sequence) -> Acceptance:
+    def verify(tree: DraftTree, logits: LogitRows, sequence: Sequence) -> Acceptance:
         """logits: [nodes + 1, vocab], root first. Raises ModelError for a NaN at a node it reaches."""
         this_round = Round("typical", tree, logits, sequence)
         place = _longest(tree, this_round.root, epsilon, delta)

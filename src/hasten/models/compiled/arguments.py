@@ -73,6 +73,10 @@ class Call(NamedTuple):
     num_slots: int
     wanted: Ints
     """rows whose logits are asked for"""
+    keeps_logits: bool
+    """whether they are left in ``Scratch.logits``"""
+    is_only_head: bool
+    """whether the layers of this very call have been computed already"""
     caches: Ints
     """[layers, 3]: addresses of keys and values, [sequences, kv heads, capacity, channels]; the capacity"""
     angles: Floats
@@ -90,6 +94,7 @@ class Scratch(NamedTuple):
     x_mlp: NDArray[Any]
     x_inner: NDArray[Any]
     logits: Floats
+    own_logits: Floats
     own_row: Floats
     own_queries: NDArray[Any]
     own_tile: NDArray[Any]

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hasten.finding import Found, Search, nothing_found
+from hasten.logits import Logits, found_by, search_for
 from hasten.models.attention import AttentionKinds, Visible
 from hasten.models.compiled import step
 from hasten.models.compiled.arguments import NONE, Call, Model, Scratch
-from hasten.models.compiled.attention import GROUP
 from hasten.models.compiled.blueprint import Blueprint, Matrix, Unsupported, norm_vectors
 from hasten.models.compiled.mapped_files import MappedFiles
-from hasten.models.compiled.products import LANES, MAX_ROWS, PANEL, packed_kind
+from hasten.models.compiled.memory import new_scratch
+from hasten.models.compiled.products import LANES
 from hasten.models.compiled.team import team
 from hasten.models.compiled.tiles import DTYPES, TiledEmbedding, TiledLinear, Tiles, num_tiles
-from hasten.models.forward import Forward, Kept, columns_kept
+from hasten.models.forward import Asked, Forward, Kept, columns_kept
 from hasten.models.slot_cache import SlotCache
 
 _REFERENCE_TOKENS = 16
@@ -75,6 +79,19 @@ class CompiledForward(Forward):
             return super().__call__(token_ids, position_ids, attention_mask, cache, logits_to_keep)
         assert position_ids is not None
         return self._plan.run(token_ids, position_ids, attention_mask.slots, cache, logits_to_keep)
+
+    def find(
+        self,
+        token_ids: NDArray[np.int64],
+        position_ids: NDArray[np.int64] | None,
+        attention_mask: Any,
+        cache: Any | None,
+        asked: Asked,
+    ) -> list[Logits]:
+        if not isinstance(attention_mask, VisibleSlots):
+            return super().find(token_ids, position_ids, attention_mask, cache, asked)
+        assert position_ids is not None
+        return self._plan.find(token_ids, position_ids, attention_mask.slots, cache, asked)
 
 
 class _CausalPasses:
@@ -156,7 +173,10 @@ class CompiledModel:
         self._files = MappedFiles()
         self._tiles = Tiles(_num_values(blueprint), model.dtype)
         self._model = self._take_over(blueprint)
-        self._scratch: tuple[tuple[int, ...], Scratch] | None = None
+        self._scratch_sizes: tuple[int, ...] = ()
+        self._scratch: Scratch
+        self._last: Call | None = None
+        self._is_read = False  # whether somebody read the last logits as a whole
 
     def _take_over(self, blueprint: Blueprint) -> Model:
         matrices, norms, kinds = [], [], []
@@ -272,19 +292,61 @@ class CompiledModel:
     ) -> torch.Tensor:
         """Logits float32 [batch, tokens, vocab], those of padding are 0; of the tokens to keep only."""
         batch, width = token_ids.shape
-        kinds, num_slots = len(visible), visible.shape[3]
-        rows = np.flatnonzero(visible[0].any(axis=2).reshape(-1))  # padding sees nothing
         columns = columns_kept(logits_to_keep, width)
-        wanted = np.flatnonzero(np.isin(rows % width, columns))
+        is_wanted = np.tile(np.isin(np.arange(width), columns), (batch, 1))
+        call, rows = self._call(token_ids, position_ids, visible, cache, is_wanted, keeps_logits=True)
+        self._compute(call, search_for([], [], 0, self._vocab_size))
+        if len(call.wanted) == batch * len(columns):
+            return self._kept(call).clone().view(batch, len(columns), -1)  # the memory is used again
+        logits = torch.zeros(batch * width, self._vocab_size)
+        logits[torch.from_numpy(rows[call.wanted])] = self._kept(call)
+        return logits.view(batch, width, -1)[:, torch.from_numpy(columns)]
+
+    def find(
+        self,
+        token_ids: NDArray[np.int64],
+        position_ids: NDArray[np.int64],
+        visible: NDArray[np.bool_],
+        cache: Any,
+        asked: Asked,
+    ) -> list[Logits]:
+        """What is asked for; logits as a whole stay here where they are likely to be read."""
+        is_wanted = np.zeros(token_ids.shape, np.bool_)
+        for row, tokens in zip(is_wanted, asked.tokens, strict=True):
+            row[tokens] = True
+        keeps_logits = self._is_read or None in asked.draws
+        call, _ = self._call(token_ids, position_ids, visible, cache, is_wanted, keeps_logits=keeps_logits)
+        counts = is_wanted.sum(axis=1).tolist()
+        search = search_for(asked.draws, counts, asked.top_k, self._vocab_size)
+        found = self._compute(call, search)
+        places = itertools.pairwise([0, *itertools.accumulate(counts)])
+        return [
+            found_by(search, found, slice(*place), draw, partial(self._read, call, *place))
+            for place, draw in zip(places, asked.draws, strict=True)
+        ]
+
+    def _call(
+        self,
+        token_ids: NDArray[np.int64],
+        position_ids: NDArray[np.int64],
+        visible: NDArray[np.bool_],
+        cache: Any,
+        is_wanted: NDArray[np.bool_],
+        *,
+        keeps_logits: bool,
+    ) -> tuple[Call, NDArray[np.int64]]:
+        """A pass, and which tokens [batch * tokens] its rows are: all but padding, which sees nothing."""
+        batch, width = token_ids.shape
+        kinds, num_slots = len(visible), visible.shape[3]
+        rows = np.flatnonzero(visible[0].any(axis=2).reshape(-1))
         positions = position_ids.reshape(-1)[rows]
         if self._angles.shape[1] <= int(positions.max()):
             more = self._read_angles(
                 self._angles.shape[1], max(int(positions.max()) + 1, self._angles.shape[1] + 512)
             )
             self._angles = np.concatenate((self._angles, more), axis=1)
+        wanted = np.flatnonzero(is_wanted.reshape(-1)[rows])
         first_slot, addresses = self._make_room(cache, batch, width)
-        scratch = self._scratch_for(len(rows), len(wanted), num_slots)
-        workers = team(self._tiles.num_threads)
         call = Call(
             token_ids=token_ids.reshape(-1)[rows],
             positions=positions,
@@ -293,18 +355,42 @@ class CompiledModel:
             visible=np.ascontiguousarray(visible.reshape(kinds, -1, num_slots)[:, rows]).view(np.uint8),
             num_slots=num_slots,
             wanted=wanted,
+            keeps_logits=keeps_logits,
+            is_only_head=False,
             caches=addresses,
             angles=self._angles,
-            meeting=int(scratch.meetings[0]) // workers.num_threads + 1,
+            meeting=0,
         )
-        workers.run(step.run, self._model, call, scratch)
-        found = torch.from_numpy(scratch.logits).view(-1, int(self._model.head[1]) * LANES)
-        found = found[: len(wanted), : self._vocab_size]
-        if len(wanted) == batch * len(columns):
-            return found.clone().view(batch, len(columns), -1)  # the scratch is used again
-        logits = found.new_zeros(batch * width, self._vocab_size)
-        logits[torch.from_numpy(rows[wanted])] = found
-        return logits.view(batch, width, -1)[:, torch.from_numpy(columns)]
+        self._scratch_for(len(rows), len(wanted), num_slots, keeps_logits)
+        return call, rows
+
+    def _compute(self, call: Call, search: Search) -> Found:
+        found = self._run(call, search)
+        self._last, self._is_read = call, False
+        return found
+
+    def _run(self, call: Call, search: Search) -> Found:
+        workers, scratch = team(self._tiles.num_threads), self._scratch
+        found = nothing_found(search, workers.num_threads)
+        call = call._replace(meeting=int(scratch.meetings[0]) // workers.num_threads + 1)
+        workers.run(step.run, self._model, call, scratch, search, found)
+        return found
+
+    def _read(self, call: Call, start: int, stop: int) -> torch.Tensor:
+        """Logits of some wanted rows of the last pass; where it did not keep them, its head is run again."""
+        if self._last is None or self._last.wanted is not call.wanted:
+            raise RuntimeError("logits of an earlier pass are gone: they are to be read before the next pass")
+        if not self._last.keeps_logits:
+            self._scratch_for(len(call.token_ids), len(call.wanted), call.num_slots, True)
+            self._last = call._replace(keeps_logits=True)
+            self._run(self._last._replace(is_only_head=True), search_for([], [], 0, self._vocab_size))
+        self._is_read = True
+        return self._kept(call)[start:stop].clone()  # the memory is used again
+
+    def _kept(self, call: Call) -> torch.Tensor:
+        """Logits [wanted, vocab] of the last pass."""
+        rows = torch.from_numpy(self._scratch.logits).view(-1, int(self._model.head[1]) * LANES)
+        return rows[: len(call.wanted), : self._vocab_size]
 
     def _make_room(self, cache: Any, batch: int, count: int) -> tuple[int, NDArray[np.int64]]:
         """(the first new slot, what Call calls caches)"""
@@ -320,37 +406,17 @@ class CompiledModel:
             addresses.append([*(buffer.data_ptr() for buffer in buffers), buffers[0].shape[2]])
         return first, np.array(addresses, np.int64)
 
-    def _scratch_for(self, num_rows: int, num_wanted: int, num_slots: int) -> Scratch:
-        model, kind, packed = self._model, self._tiles.values.dtype, packed_kind(self._tiles.values)
+    def _scratch_for(self, num_rows: int, num_wanted: int, num_slots: int, keeps_logits: bool) -> None:
+        """Make ``_scratch`` large enough; what it holds stays where it is large enough already."""
         threads = self._tiles.num_threads
         rows, wanted = (-(-count // 64) * 64 for count in (num_rows, num_wanted))
         slots = -(-num_slots // 256) * 256
         sizes = (threads, rows, wanted, slots)
-        if self._scratch is not None and self._scratch[0] == sizes:
-            return self._scratch[1]
-        padded = -(-model.head_size // LANES) * LANES
-        widest = LANES * int(model.matrices[:, :, 1].max())
-        heads = model.num_heads * model.head_size
-        tile = PANEL * LANES * model.head_size
-        padding = slots * padded if padded != model.head_size else 0
-        scratch = Scratch(
-            residual=np.empty(rows * model.hidden_size, np.float32),
-            wide=np.empty(rows * widest, np.float32),
-            x=np.zeros(rows * max(model.hidden_size, heads), packed),
-            x_mlp=np.zeros(rows * model.hidden_size, packed),
-            x_inner=np.zeros(rows * model.inner_size, packed),
-            logits=np.empty(wanted * int(model.head[1]) * LANES, np.float32),
-            own_row=np.empty((threads, max(model.hidden_size, heads)), np.float32),
-            own_queries=np.empty((threads, GROUP * model.head_size), packed),
-            own_tile=np.empty((threads, tile), kind),
-            own_scores=np.empty((threads, GROUP * slots), np.float32),
-            own_values=np.empty((threads, MAX_ROWS * (padded + LANES)), np.float32),
-            own_padding=np.empty((threads, padding), np.float32),
-            ones=np.ones(LANES, np.float32),
-            meetings=np.zeros(1, np.int64),
-        )
-        self._scratch = sizes, scratch
-        return scratch
+        if sizes != self._scratch_sizes:
+            self._scratch, self._scratch_sizes = new_scratch(self._model, *sizes), sizes
+        num_logits = wanted * int(self._model.head[1]) * LANES if keeps_logits else 0
+        if len(self._scratch.logits) < num_logits:
+            self._scratch = self._scratch._replace(logits=np.empty(num_logits, np.float32))
 
 
 def _num_values(blueprint: Blueprint) -> int:

@@ -15,13 +15,17 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic as _typed_intrinsic, overload
 
+from hasten import finding, floats, noise
+from hasten.floats import bits_of_float, float_of_bits
+
 intrinsic: Any = _typed_intrinsic  # numba describes the function, not what is made of it
 _IS_X86 = "x86" in llvm.get_process_triple()
 
 
 def sources_digest() -> int:
-    """Changes with any file of this folder, so that code compiled from older ones is not used again."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
+    """Changes with any file of the pass, so that code compiled from older ones is not used again."""
+    elsewhere = (Path(str(module.__file__)) for module in (finding, floats, noise))
+    files = [*sorted(Path(__file__).parent.glob("*.py")), *elsewhere]
     return zlib.crc32(b"".join(file.read_bytes() for file in files))
 
 
@@ -44,26 +48,6 @@ def as_pointer(typing: Any, address: Any) -> Any:
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
 
     return types.voidptr(types.intp), generate
-
-
-@intrinsic
-def float_of_bits(typing: Any, bits: Any) -> Any:
-    """The float32 with these bits."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.FloatType())
-
-    return types.float32(types.uint32), generate
-
-
-@intrinsic
-def bits_of_float(typing: Any, value: Any) -> Any:
-    """The bits of a float32."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.IntType(32))
-
-    return types.uint32(types.float32), generate
 
 
 def prefetch(builder: Any, place: Any) -> None:

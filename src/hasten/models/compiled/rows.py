@@ -12,7 +12,8 @@ import math
 import numba
 import numpy as np
 
-from hasten.models.compiled.machine import bfloat16_bits, float_of_bits, stay_apart, write
+from hasten.floats import exp
+from hasten.models.compiled.machine import bfloat16_bits, stay_apart, write
 from hasten.models.compiled.products import LANES, MAX_ROWS
 
 RMS_NORM, LAYER_NORM = 0, 1
@@ -20,31 +21,12 @@ ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu", "relu2")
 SILU, GELU_TANH, GELU, RELU, _ = range(len(ACTIVATIONS))
 
 _F = np.float32
-_LOG2_E, _MAGIC = _F(1.4426950408889634), _F(12582912.0)  # adding the second rounds to a whole number
-_LN2_HIGH, _LN2_LOW = _F(0.693359375), _F(-2.12194440e-4)
-_LEAST, _MOST = _F(-87.0), _F(89.0)
 HIDDEN = _F(-3e38)
 """The score of a slot that a row may not see; its weight is exactly 0."""
 
 _inline = numba.njit(nogil=True, error_model="numpy", inline="always")
 # Sums over a row may be reordered for vectors: every row goes through the same code, whatever lies beside it.
 _sums = numba.njit(nogil=True, error_model="numpy", fastmath={"reassoc", "nsz"})
-
-
-@_inline
-def exp(x):
-    """e**x to about 2e-7, 0 below -87, infinite above 88.3; no branches, so loops over it become vectors."""
-    bounded = min(max(x, _LEAST), _MOST)
-    power = (bounded * _LOG2_E + _MAGIC) - _MAGIC
-    rest = bounded - power * _LN2_HIGH - power * _LN2_LOW
-    value = _F(1.3981999507e-3) + rest * _F(1.9875691500e-4)
-    value = _F(8.3334519073e-3) + rest * value
-    value = _F(4.1665795894e-2) + rest * value
-    value = _F(1.6666665459e-1) + rest * value
-    value = _F(5.0000001201e-1) + rest * value
-    value = _F(1.0) + rest + rest * rest * value
-    scale = float_of_bits(numba.uint32((numba.int32(power) + numba.int32(127)) << numba.int32(23)))
-    return value * scale if x > _LEAST else _F(0.0)
 
 
 @_inline

@@ -12,6 +12,7 @@ import numba
 import numpy as np
 from numba import carray  # type: ignore[attr-defined]
 
+from hasten.finding import GROUP, look_at, merge
 from hasten.models.compiled.arguments import (
     AFTER_ATTENTION,
     AFTER_MLP,
@@ -25,7 +26,7 @@ from hasten.models.compiled.arguments import (
     QKV,
     UP,
 )
-from hasten.models.compiled.attention import GROUP, pad_values, score, weigh
+from hasten.models.compiled.attention import GROUP as QUERIES, pad_values, score, weigh
 from hasten.models.compiled.linear import multiply, share
 from hasten.models.compiled.machine import as_pointer, meet, read, sources_digest, stay_apart, write
 from hasten.models.compiled.products import LANES, MAX_ROWS, PANEL
@@ -40,6 +41,9 @@ from hasten.models.compiled.rows import (
     tanh,
 )
 
+GROUP_TILES = GROUP // LANES
+"""Tiles of the head that are computed, and then looked at, together."""
+
 # Compiling takes seconds for each level of calls; these have one caller.
 _inline = numba.njit(nogil=True, error_model="numpy", inline="always")
 
@@ -48,23 +52,24 @@ def _stored(sources):
     """numba looks a function's compiled code up by its own file and by what it closes over."""
 
     @numba.njit(nogil=True, error_model="numpy", cache=True)
-    def run(thread, num_threads, model, call, scratch):
+    def run(thread, num_threads, model, call, scratch, search, found):
         if sources >= 0:
-            _run(thread, num_threads, model, call, scratch)
+            _run(thread, num_threads, model, call, scratch, search, found)
 
     return run
 
 
 @_inline
-def _run(thread, num_threads, model, call, scratch):
+def _run(thread, num_threads, model, call, scratch, search, found):
     """The last meeting tells the first thread that all others are done."""
     meeting, count = call.meeting, len(call.token_ids)
-    first, last = share(count, 1, thread, num_threads)
-    for row in range(first, last):
-        _embed(model, call.token_ids[row], scratch.residual, row)
-    for layer in range(len(model.layers)):
-        meeting = _attention(thread, num_threads, meeting, layer, model, call, scratch)
-        meeting = _mlp(thread, num_threads, meeting, layer, model, call, scratch)
+    if not call.is_only_head:
+        first, last = share(count, 1, thread, num_threads)
+        for row in range(first, last):
+            _embed(model, call.token_ids[row], scratch.residual, row)
+        for layer in range(len(model.layers)):
+            meeting = _attention(thread, num_threads, meeting, layer, model, call, scratch)
+            meeting = _mlp(thread, num_threads, meeting, layer, model, call, scratch)
     size, num_wanted = model.hidden_size, len(call.wanted)
     meeting = meet(scratch.meetings, num_threads, meeting)
     first, last = share(num_wanted, 1, thread, num_threads)
@@ -72,10 +77,12 @@ def _run(thread, num_threads, model, call, scratch):
         row = call.wanted[index]
         _pack_norm(thread, model, model.last_norm, scratch, row, scratch.x, index, num_wanted, size)
     meeting = meet(scratch.meetings, num_threads, meeting)
-    head = model.head
-    first, last = _multiply(thread, num_threads, head, 1, model, scratch.x, num_wanted, size, scratch.logits)
-    for row in range(num_wanted):
-        _finish_logits(model, scratch.logits[row * head[1] * LANES :][first * LANES : last * LANES])
+    if num_wanted:
+        _head(thread, num_threads, model, call, scratch, search, found)
+    meeting = meet(scratch.meetings, num_threads, meeting)
+    first, last = share(len(search.noises), 1, thread, num_threads)
+    for row in range(first, last):
+        merge(row, search, found)
     meet(scratch.meetings, num_threads, meeting)
 
 
@@ -95,9 +102,34 @@ def _embed(model, token, residual, row):
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _finish_logits(model, values):
+def _head(thread, num_threads, model, call, scratch, search, found):
+    """This thread's groups of logits, each looked at while it is near."""
     stay_apart()
-    cap = np.float32(model.logit_cap)
+    head, size, count = model.head, model.hidden_size, len(call.wanted)
+    width, tile_size = head[1] * LANES, LANES * size
+    first, last = share((head[1] + GROUP_TILES - 1) // GROUP_TILES, 1, thread, num_threads)
+    for group in range(first, last):
+        tile = group * GROUP_TILES
+        some = min(GROUP_TILES, head[1] - tile)
+        out, stride = scratch.own_logits[thread], GROUP_TILES * LANES
+        if call.keeps_logits:
+            out, stride = scratch.logits[tile * LANES :], width
+        place = head[0] + tile * tile_size
+        multiply(scratch.x, count, size, model.weights, place, tile_size, 0, some, out, stride)
+        for row in range(count):
+            _finish_logits(model, tile, out[row * stride : row * stride + some * LANES])
+        if len(search.noises):
+            look_at(group, out, 0, stride, thread, search, found)
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _finish_logits(model, tile, values):
+    stay_apart()
+    cap, bias = np.float32(model.logit_cap), model.head[2]
+    if bias != NONE:
+        biases = model.vectors[bias + tile * LANES :]
+        for place in range(len(values)):
+            values[place] += biases[place]
     for place in range(len(values)):
         values[place] *= np.float32(model.logit_scale)
     if cap > 0:
@@ -271,7 +303,7 @@ def _attend(thread, num_threads, layer, model, call, scratch):
         for head in range(kv_heads):
             block, end = max(first - done, 0), min(last - done, blocks)
             while block < end:
-                some = min(end - block, GROUP // MAX_ROWS)
+                some = min(end - block, QUERIES // MAX_ROWS)
                 start = block * MAX_ROWS
                 count = min(queries - start, some * MAX_ROWS)
                 _attend_group(thread, layer, sequence, head, start, count, model, call, scratch)
@@ -389,4 +421,4 @@ def _activate(first, last, matrix, count, model, scratch):
 
 
 run = _stored(sources_digest())
-"""One pass: run(thread, num_threads, Model, Call, Scratch)"""
+"""One pass: run(thread, num_threads, Model, Call, Scratch, Search, Found)"""
