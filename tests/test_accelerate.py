@@ -37,6 +37,8 @@ from accelerated import (
 )
 from adversaries import ADVERSARIES, Adversary, Oracle, Recorder
 from conftest import ARCHITECTURES, DRAFTING, VOCAB, build_model
+from hasten.dropin import rows
+from hasten.dropin.rows import Row
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +226,28 @@ def test_sampled_texts_do_not_depend_on_the_drafter(models, name):
         assert sum(stats.num_accepted_tokens for stats in model.generate.stats) > 0
         assert plain[0].tolist() != plain[1].tolist()
         assert model.generate(**sampled, drafter="off").tolist() != plain.tolist()
+
+
+CUT = [
+    {"top_k": 5},
+    {"temperature": 1.7, "top_k": 20, "top_p": 0.9},
+    {"temperature": 0.7, "top_k": 50, "min_p": 0.05, "top_p": 0.8},
+]
+
+
+@pytest.mark.parametrize("options", CUT)
+def test_drawing_among_the_best_gives_the_tokens_of_whole_logits(models, monkeypatch, options):
+    model, foreseen = models(), []
+    foresee = Row.foresee
+    monkeypatch.setattr(Row, "foresee", lambda *row: foreseen.append(foresee(*row)) or foreseen[-1])
+
+    def texts(most: int) -> list[list[int]]:
+        monkeypatch.setattr(rows, "_MOST_BEST", most)
+        torch.manual_seed(3)
+        return model.generate(**BATCH, **options, do_sample=True, max_new_tokens=30).tolist()
+
+    assert texts(256) == texts(0)
+    assert {None if draw is None else draw.num_best for draw in foreseen} == {options["top_k"], None}
 
 
 def test_sampling_follows_the_distribution_generate_samples_from(models):

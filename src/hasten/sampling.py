@@ -143,7 +143,8 @@ class Sampler:
     def _draw_among(self, num_best: int, best: Tokens, logits: Logits, row: int, token_ids: list[int]) -> int:
         """Among the best tokens; one more is known of."""
         values = best.scores[row]
-        if len(values) > num_best and values[num_best] == values[num_best - 1]:
+        edge = values[num_best - 1 :] / np.float32(self.params.temperature)
+        if len(edge) > 1 and edge[1] == edge[0]:
             return self._draw(logits[row], token_ids)  # tokens that equal the last one are kept
         position, found = len(token_ids), best.token_ids[row, :num_best]
         noise = gumbel_noise_of(found, NoiseKey(self.seed, self.sample, position))

@@ -31,8 +31,8 @@ from transformers.generation import logits_process as hf
 
 from hasten.core import FinishReason, LogitRows
 from hasten.errors import ModelError
-from hasten.logits import Draw, Logits
-from hasten.noise import recent_gumbel_noise
+from hasten.logits import Draw, Logits, Tokens
+from hasten.noise import NoiseKey, gumbel_noise_of, recent_gumbel_noise
 from hasten.processors import own_copy
 
 _WARPERS = (
@@ -45,6 +45,12 @@ _WARPERS = (
     hf.TypicalLogitsWarper,
 )
 """Look at the scores only."""
+
+_CUTS = (hf.MinPLogitsWarper, hf.TopPLogitsWarper)
+_AMONG_THE_BEST = (hf.TemperatureLogitsWarper, hf.TopKLogitsWarper, *_CUTS)
+"""After top-k, these need to see no other tokens than those it leaves."""
+_MOST_BEST = 256
+"""Tokens that are found in the pass."""
 
 _ROW_BY_ROW = (
     *_WARPERS,
@@ -107,6 +113,7 @@ class Row:
         self._text = prepared.input_ids[row : row + 1].clone()
         self._length = self._text.shape[1]
         self._processors = [_processor_of_row(p, row, prepared.batch_size) for p in prepared.processors]
+        self._num_best = _num_best(self._processors)
         self._eos_token_ids: set[int] = set()
         self._limits: list[Any] = []
         self._criteria: list[Callable[..., bool]] = []
@@ -128,17 +135,40 @@ class Row:
     def foresee(self, positions: NDArray[np.int64]) -> Draw | None:
         """See ForeseenSampler."""
         prepared = self._prepared
-        if self._processors or prepared.seed is not None or prepared.keeps_scores or prepared.keeps_logits:
+        if prepared.keeps_scores or prepared.keeps_logits:
             return None
-        return Draw(positions)
+        if prepared.seed is not None and self._num_best is not None:
+            return Draw(positions, 1.0, prepared.seed, self.index, self._num_best)
+        return None if self._processors or prepared.seed is not None else Draw(positions)
 
     def draws(self, logits: LogitRows) -> Callable[[int, list[int]], int]:
         """See TokenSampler. Raises ModelError where no token can be chosen."""
-        logits = Logits.of(logits)
-        if self.foresee(np.empty(0, np.int64)) is None:
+        logits, draw = Logits.of(logits), self.foresee(np.empty(0, np.int64))
+        if draw is None:
             return lambda row, token_ids: self._draw(logits[row], len(token_ids))
+        if draw.num_best is not None:
+            best = logits.top(draw.num_best + 1)
+            return lambda row, token_ids: self._draw_among(best, logits, row, len(token_ids))
         tokens, values = (each.tolist() for each in logits.best())
         return lambda row, token_ids: _checked(tokens[row], values[row], len(token_ids))
+
+    def _draw_among(self, best: Tokens, logits: Logits, row: int, position: int) -> int:
+        """Among the tokens that top-k leaves: warpers see these alone. One more is known of."""
+        assert self._prepared.seed is not None
+        scores, input_ids = torch.from_numpy(best.scores[row])[None], self._text[:, : self._length]
+        for warper in self._processors:
+            if type(warper) is hf.TopKLogitsWarper:
+                kept = scores[:, : warper.top_k]
+                if torch.equal(scores[:, warper.top_k :], kept[:, -1:]):
+                    return self._draw(logits[row], position)  # tokens that equal the last one are kept
+                scores = kept
+            scores = warper(input_ids.cpu(), scores)
+        token_ids = best.token_ids[row, : scores.shape[1]]
+        key = NoiseKey(self._prepared.seed, self.index, position)
+        largest = (scores[0] + torch.from_numpy(gumbel_noise_of(token_ids, key))).max(-1)
+        value = float(largest.values)
+        token_id = int(token_ids[int(largest.indices)])
+        return _checked(token_id, value if value > -torch.inf else torch.nan, position)
 
     def _draw(self, logits: torch.Tensor, position: int) -> int:
         input_ids = self._text[:, : self._length]
@@ -206,6 +236,17 @@ def _checked(token_id: int, score: float, position: int) -> int:
             "left nothing to sample from; load the model in float32, or check its weights and the processors"
         )
     return token_id
+
+
+def _num_best(processors: list[Processor]) -> int | None:
+    """How many tokens top-k leaves, if nothing else is done but to look at those."""
+    if not all(type(one) in _AMONG_THE_BEST for one in processors):
+        return None
+    cuts = [type(one) is hf.TopKLogitsWarper for one in processors]
+    if sum(cuts) != 1 or any(type(one) in _CUTS for one in processors[: cuts.index(True)]):
+        return None
+    num_best = int(processors[cuts.index(True)].top_k)  # type: ignore[attr-defined]
+    return num_best if num_best <= _MOST_BEST else None
 
 
 def _processor_of_row(processor: Any, row: int, batch_size: int) -> Processor:
