@@ -10,7 +10,8 @@ from hasten.core import Acceptance, SamplingParams, TopCandidates
 from hasten.drafters.base import Observation
 from hasten.drafters.logitspec import LogitSpec
 from hasten.errors import ConfigError
-from hasten.sampling import Sampler, gumbel_noise
+from hasten.noise import gumbel_noise
+from hasten.sampling import Sampler
 from hasten.tree import DraftTree
 
 VOCAB = 60
