@@ -48,6 +48,10 @@ class Draw:
         return NoiseKey(self.seed, self.sample, int(self.positions[row]))
 
 
+GREEDY = Draw(np.empty(0, np.int64))
+"""Of rows anywhere."""
+
+
 @runtime_checkable
 class ForeseenSampler(TokenSampler, Protocol):
     """A sampler that can tell before a pass how it will draw."""

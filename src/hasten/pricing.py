@@ -25,7 +25,8 @@ import torch
 
 from hasten.core import Acceptance
 from hasten.errors import ConfigError
-from hasten.models.session import Session
+from hasten.logits import GREEDY
+from hasten.models.session import Session, find
 from hasten.models.target import Target
 from hasten.policies import ForwardCost, PromptPrices
 from hasten.tree import DraftTree
@@ -149,7 +150,7 @@ def _pass(target: Target, session: Session, rows: int) -> tuple[int, float]:
     chain = DraftTree.chain([1 + node % (target.vocab_size - 1) for node in range(rows - 1)])
     tree = session.fit(chain)
     start = time.perf_counter()
-    session.forward([tree])
+    find(session, [tree], [GREEDY])
     target.synchronize()
     milliseconds = 1000 * (time.perf_counter() - start)
     session.keep([Acceptance([], [0])])

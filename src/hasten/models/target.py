@@ -14,8 +14,9 @@ import torch
 
 from hasten.core import Acceptance, LogitsProcessor, Sequence
 from hasten.errors import PromptError
+from hasten.logits import GREEDY
 from hasten.models.probe import ProbeResult
-from hasten.models.session import Session
+from hasten.models.session import Session, find
 from hasten.tree import DraftTree
 
 
@@ -136,7 +137,7 @@ class Target(ABC):
             )
             with self.undisturbed():
                 start = time.perf_counter()
-                session.forward([tree])
+                find(session, [tree], [GREEDY])
                 self.synchronize()
                 times.setdefault(len(tree) + 1, []).append(1000 * (time.perf_counter() - start))
                 session.keep([Acceptance([], [prompt[-1]])])
