@@ -284,8 +284,8 @@ class NoisySampler(TokenSampler, Protocol):
         """What scores are divided by before the noise is added; 0 when greedy."""
         ...
 
-    def noise(self, position: int, vocab_size: int) -> NDArray[np.float32]:
-        """float32 [vocab]: the noise of the guess at a position. Not to be written to."""
+    def noise_words(self, position: int) -> NDArray[np.uint32]:
+        """uint32 [5]: the key of the noise of the guess at a position (``hasten.noise``)."""
         ...
 
 

@@ -91,14 +91,14 @@ recent_gumbel_noise = functools.lru_cache(maxsize=32)(gumbel_noise)
 
 def gumbel_noise_of(token_ids: NDArray[np.int64], key: NoiseKey) -> NDArray[np.float32]:
     """float32 [tokens]: the noise of these tokens alone."""
-    words, bits = key.words(), np.empty(BLOCK, _U32)
     noise = np.empty(len(token_ids), np.float32)
-    _fill_noise_of(words, bits, token_ids, noise)
+    fill_noise_of(key.words(), np.empty(BLOCK, _U32), token_ids, noise)
     return noise
 
 
 @_compiled
-def _fill_noise_of(words, bits, token_ids, noise):
+def fill_noise_of(words, bits, token_ids, noise):
+    """``gumbel_noise_of`` for compiled loops; bits: uint32 [BLOCK], written over."""
     for place in range(len(token_ids)):
         token = token_ids[place]
         fill_bits(words, token // BLOCK * BLOCK, bits)

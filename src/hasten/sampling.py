@@ -103,9 +103,9 @@ class Sampler:
         """See NoisySampler."""
         return self.params.temperature
 
-    def noise(self, position: int, vocab_size: int) -> NDArray[np.float32]:
+    def noise_words(self, position: int) -> NDArray[np.uint32]:
         """See NoisySampler."""
-        return recent_gumbel_noise(self.seed, self.sample, position, vocab_size, self._guess_stream(position))
+        return NoiseKey(self.seed, self.sample, position, self._guess_stream(position)).words()
 
     def _guess_stream(self, position: int) -> int:
         is_veiled = self.guess_end is not None and position >= self.guess_end

@@ -19,7 +19,7 @@ VOCAB = 60
 
 def told(text: list[int], row: tuple[list[int], list[float]], **options: int):  # type: ignore[no-untyped-def]
     """A drafter that saw a prompt whose last token was chosen by ``row``."""
-    drafter, sequence = LogitSpec(VOCAB, **options), sequence_of(text)
+    drafter, sequence = LogitSpec(**options), sequence_of(text)
     drafter.begin(sequence, candidates([row] * (len(text) - 1)))
     return drafter, sequence
 
@@ -58,7 +58,7 @@ def test_the_row_of_the_last_accepted_node_counts() -> None:
 
 def test_only_the_row_before_the_last_prompt_token_counts() -> None:
     for last, expected in ((1, [31]), (0, [])):
-        drafter, sequence = LogitSpec(VOCAB), sequence_of([1, 2, 30])
+        drafter, sequence = LogitSpec(), sequence_of([1, 2, 30])
         rows = candidates([([30, 31], [0.5, 0.3])])
         drafter.begin(sequence, TopCandidates(rows.token_ids, rows.probs, np.array([last])))
         assert drafter.propose(sequence, 9).token_ids.tolist() == expected
@@ -92,4 +92,4 @@ def test_nothing_is_left_of_a_finished_sequence() -> None:
 
 def test_options_that_cannot_work_are_refused() -> None:
     with pytest.raises(ConfigError, match="num_guesses=0"):
-        LogitSpec(VOCAB, num_guesses=0)
+        LogitSpec(num_guesses=0)

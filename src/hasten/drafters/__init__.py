@@ -129,7 +129,7 @@ def _continued(given: Resources) -> Drafter:
 DRAFTERS: dict[str, Callable[[Resources], Drafter]] = {
     "token-recycling": lambda given: TokenRecycling(given.vocab_size),
     "adapld": lambda given: AdaPld(),
-    "logitspec": lambda given: LogitSpec(given.vocab_size),
+    "logitspec": lambda given: LogitSpec(),
     "stand": lambda given: Stand(given.vocab_size),
     "token-recycling-template": lambda given: TokenRecycling(given.vocab_size, template=True),
     "aded": lambda given: Aded(vocab_size=given.vocab_size),

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.core import NoisySampler, Sequence
+from hasten.noise import BLOCK, fill_noise_of
 
-Noise = tuple[NDArray[np.float32], ...]
-"""MAX_AHEAD arrays, float32 [vocab] each, for the next positions; empty arrays where the draw is greedy"""
+Noise = NDArray[np.uint32]
+"""uint32 [MAX_AHEAD, 5]: the keys of the noise of the next positions; all 0 where there is none"""
 
 MAX_AHEAD = 8
 """Positions ahead that are drawn with noise, and so the depth of such drafts."""
@@ -25,11 +26,10 @@ _LEAST = 1e-4
 _EULER = 0.5772
 """The mean of the noise."""
 
-_NONE = np.zeros(0, np.float32)
-_GREEDY: Noise = (_NONE,) * MAX_AHEAD
+_GREEDY: Noise = np.zeros((MAX_AHEAD, 5), np.uint32)
 
 
-def noise_ahead(sequence: Sequence, vocab_size: int) -> tuple[Noise, float]:
+def noise_ahead(sequence: Sequence) -> tuple[Noise, float]:
     """The noise of the next positions and the temperature; none, and 0, where drafts are to be the likeliest.
 
     Only for rules that draw the target's own token ("coupled"): others would gain nothing by it.
@@ -38,9 +38,8 @@ def noise_ahead(sequence: Sequence, vocab_size: int) -> tuple[Noise, float]:
     if sequence.proposals != "coupled" or not isinstance(sampler, NoisySampler) or not sampler.temperature:
         return _GREEDY, 0.0
     start = len(sequence.token_ids)
-    count = min(MAX_AHEAD, max(sequence.num_remaining, 0))
-    noise = [sampler.noise(position, vocab_size) for position in range(start, start + count)]
-    return (*noise, *_GREEDY[count:]), float(sampler.temperature)
+    words = np.stack([sampler.noise_words(position) for position in range(start, start + MAX_AHEAD)])
+    return words, float(sampler.temperature)
 
 
 @numba.njit(cache=True)
@@ -48,7 +47,7 @@ def draw(
     found: NDArray[np.int64],
     chances: NDArray[np.float64],
     num_found: int,
-    noise: NDArray[np.float32],
+    words: NDArray[np.uint32],
     temperature: float,
 ) -> None:
     """From a law to the chances that each token is the one that is written."""
@@ -58,9 +57,10 @@ def draw(
     rest = max(1.0 - total, _LEAST)
     if temperature > 0:
         best = np.log(rest) / temperature + _EULER
+        noise = np.empty(num_found, np.float32)
+        fill_noise_of(words, np.empty(BLOCK, np.uint32), found[:num_found], noise)
         for at in range(num_found):
-            extra = np.float64(noise[found[at]]) if found[at] < len(noise) else 0.0
-            chances[at] = np.log(max(chances[at], _LEAST)) / temperature + extra
+            chances[at] = np.log(max(chances[at], _LEAST)) / temperature + np.float64(noise[at])
             best = max(best, chances[at])
         whole = np.exp((np.log(rest) / temperature + _EULER - best) / SOFTNESS)
     else:

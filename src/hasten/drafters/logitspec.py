@@ -90,14 +90,14 @@ def _draft(
     length: int,
     guesses: Tokens,
     probs: NDArray[np.float64],
-    noise: NDArray[np.float32],
+    words: NDArray[np.uint32],
     temperature: float,
     num_following: int,
     budget: int,
 ) -> Nodes:
     """A chain below every guess, as far as the text knows one; guesses first, then a level at a time."""
     chances = probs.copy()
-    draw(guesses, chances, len(guesses), noise, temperature)
+    draw(guesses, chances, len(guesses), words, temperature)
     order = np.argsort(-chances, kind="mergesort")
     guesses, probs = guesses[order], chances[order]
     tokens, parents = np.empty(budget, np.int64), np.empty(budget, np.int64)
@@ -137,13 +137,12 @@ class LogitSpec(Forgetful):
 
     name = "logitspec"
 
-    def __init__(self, vocab_size: int, *, num_guesses: int = 8, num_following: int = 4) -> None:
+    def __init__(self, *, num_guesses: int = 8, num_following: int = 4) -> None:
         if num_guesses < 1 or num_following < 0:
             raise ConfigError(
                 f"num_guesses={num_guesses} and num_following={num_following} must be at least 1 and 0"
             )
         self.top_k = num_guesses
-        self._vocab_size = vocab_size
         self._num_following = num_following
         self._texts: dict[Sequence, SuffixAutomaton] = {}
         self._rows: dict[Sequence, tuple[Tokens, NDArray[np.float64]]] = {}
@@ -163,7 +162,7 @@ class LogitSpec(Forgetful):
             return DraftTree(source_names=(self.name,))
         text = self._texts[sequence]
         state, length = text.repeated_suffix()
-        noise, temperature = noise_ahead(sequence, self._vocab_size)
+        noise, temperature = noise_ahead(sequence)
         token_ids, parents, scores = _draft(
             text.states,
             text.edges,

@@ -286,7 +286,7 @@ class Stand:
     def propose(self, sequence: Sequence, budget: int) -> DraftTree:
         if budget < 1:
             return DraftTree(source_names=(self.name,))
-        noise, temperature = noise_ahead(sequence, self._vocab_size)
+        noise, temperature = noise_ahead(sequence)
         token_ids, parents, scores = _draft(
             self._heads,
             self._successors,
