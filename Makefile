@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DATA ?= ../shared/data/prompts
 REAL ?= out/real
+MODELS ?=
 
-.PHONY: demo demo-real test check bench clean
+.PHONY: demo demo-real real test test-all check bench clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hasten needs Python 3.11 or newer; try make PYTHON=python3.11")'
@@ -23,6 +24,12 @@ demo: $(READY)
 demo-real: $(READY)
 	$(BIN)/python bench/real_model.py $(REAL)
 	$(BIN)/hasten demo $(REAL)/hf
+
+# The texts and the speed of Gemma 3 270M, and of the checkpoints in MODELS, against transformers' own generate.
+real: $(READY)
+	$(BIN)/python bench/real_model.py $(REAL)
+	for model in $(REAL)/hf $(MODELS); do $(BIN)/hasten check $$model || exit 1; done
+	$(BIN)/hasten bench $(REAL)/hf --prompts demo --limit 3 --max-new-tokens 64 --methods plain,auto --baselines hf
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2

@@ -10,6 +10,7 @@ import pytest
 
 from hasten import pricing
 from hasten.core import SamplingParams
+from hasten.models.tree_session import TreeSession
 from hasten.policies import ForwardCost
 from hasten.pricing import Prices, measure
 
@@ -118,3 +119,32 @@ def test_short_contexts_are_not_exceeded(models):
         assert {rows for _, rows, _ in cost._samples} == {1, 2, 4, 8}
     finally:
         target.forward.text_config.max_position_embeddings = before
+
+
+@pytest.mark.parametrize("limit", [16, 72, 128])
+def test_no_timed_pass_leaves_the_context(models, limit):
+    """Every pass keeps its root, so that later ones begin further on."""
+    target = models().target
+    longest = []
+    session = TreeSession(target.forward)
+
+    class Watched(type(target)):
+        max_length = limit
+
+        def open(self, sequences=()):
+            return session
+
+    fit = session.fit
+
+    def watched(tree):
+        longest.append(session.num_cached_tokens[0] + 1 + len(tree))
+        return fit(tree)
+
+    session.fit = watched
+    bounded = Watched(target.forward.model, mode="tree")
+    measure(bounded, ForwardCost())
+    assert max(longest) <= limit
+    longest.clear()
+    bounded.measure_cost(repeats=2)
+    assert len(longest) > 3
+    assert max(longest) <= limit

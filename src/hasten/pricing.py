@@ -108,12 +108,15 @@ def measure(target: Target, cost: ForwardCost, seconds: float = _SECONDS) -> Non
         session = target.open()
         session.prefill([prompt])
         _pass(target, session, 1)  # the first touches memory for the first time
-        started = time.perf_counter()
-        for rows in _sizes(limit - context, _ROUNDS):
+        started, length = time.perf_counter(), context + 1  # every pass keeps its root
+        for rows in _sizes(_ROUNDS):
+            if length + rows - 1 > limit:
+                continue
             left = seconds - (time.perf_counter() - started)
             expected = float(cost(np.array([rows]), context)[0]) / 1000 if cost.is_known else 0.0
             if rows > 2 and expected > left:
                 continue
+            length += 1
             found, milliseconds = _pass(target, session, rows)
             cost.observe(found, milliseconds, context)
 
@@ -140,9 +143,9 @@ def measure_prompts(target: Target) -> PromptPrices | None:
     return PromptPrices(spent[0] / size, max(0.0, few - _FEW * position_ms), position_ms)
 
 
-def _sizes(most: int, rounds: int) -> Iterator[int]:
+def _sizes(rounds: int) -> Iterator[int]:
     for repeat in range(rounds):
-        yield from (rows for rows in _ROWS if rows <= most and (repeat == 0 or rows <= 32))
+        yield from (rows for rows in _ROWS if repeat == 0 or rows <= 32)
 
 
 def _pass(target: Target, session: Session, rows: int) -> tuple[int, float]:

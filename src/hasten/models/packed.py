@@ -84,10 +84,6 @@ def largest_linear(model: Any) -> nn.Linear | None:
     return max(linears, key=lambda linear: linear.weight.numel(), default=None)
 
 
-def _is_packable(module: nn.Module) -> bool:
-    return type(module) is nn.Linear and is_plain(module) and can_pack(module)
-
-
 def _reads_weight(parent: nn.Module, name: str) -> bool:
     """Whether a module looks at its layer's weight in every pass (T5: at its dtype), each time a copy.
 

@@ -124,14 +124,20 @@ class Target(ABC):
             seconds: after which no more passes begin; sizes that were not reached by then are left out.
         """
         start_of_all = time.perf_counter()
-        context = min(context, (self.max_length or context + max(rows)) - max(rows) - 1)
+        every = rows * (repeats + 1)
+        limit = self.max_length or context + len(every) + max(rows)
+        context = max(2, min(context, limit - max(rows) - len(every)))
         prompt = np.random.default_rng(0).integers(0, self.vocab_size, context).tolist()
         session = self.open()
         session.prefill([prompt])
         times: dict[int, list[float]] = {}
-        for count in rows * (repeats + 1):
+        length = context  # every pass keeps its root
+        for count in every:
             if times and time.perf_counter() - start_of_all > seconds:
                 break
+            if length + count - 1 > limit:
+                continue
+            length += 1
             tree = session.fit(
                 DraftTree.chain([1 + node % (self.vocab_size - 1) for node in range(count - 1)])
             )
