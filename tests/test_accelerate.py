@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     GenerationConfig,
     LogitsProcessorList,
     NoRepeatNGramLogitsProcessor,
@@ -37,8 +39,13 @@ from accelerated import (
 )
 from adversaries import ADVERSARIES, Adversary, Oracle, Recorder
 from conftest import ARCHITECTURES, DRAFTING, VOCAB, build_model
+from hasten.core import NoisySampler
+from hasten.drafters import NoDrafter
 from hasten.dropin import rows
 from hasten.dropin.rows import Row
+from hasten.models.bundled_models import bundled_path
+from hasten.noise import BLOCK, fill_noise_of
+from hasten.tree import DraftTree
 
 
 @pytest.fixture(scope="module")
@@ -431,3 +438,48 @@ def test_the_first_call_of_a_large_model_says_what_it_does(monkeypatch, caplog):
     assert [record.message.partition(":")[0] for record in caplog.records if record.name == "hasten"] == [
         "first call"
     ]
+
+
+def test_drafts_of_sampled_texts_are_drawn_with_the_noise_of_the_text(monkeypatch):
+    model = AutoModelForCausalLM.from_pretrained(bundled_path("demo"), dtype=torch.float32)
+    hasten.accelerate(model.eval(), num_draft_tokens=8)
+    prompts = torch.tensor([[5, 9, 13, 22] * 4] * 4)
+    options = {"do_sample": True, "temperature": 0.7, "max_new_tokens": 64, "eos_token_id": None}
+
+    def text_and_steps(drafter):
+        torch.manual_seed(3)
+        model.generate.language_model.forget()
+        text = model.generate(
+            prompts, attention_mask=torch.ones_like(prompts), pad_token_id=0, drafter=drafter, **options
+        )
+        return text.tolist(), sum(stats.num_steps for stats in model.generate.stats)
+
+    plain, _ = text_and_steps("off")
+    coupled, steps = text_and_steps("auto")
+    monkeypatch.setattr(Row, "temperature", 0.0)
+    likeliest, more_steps = text_and_steps("auto")
+    assert coupled == likeliest == plain
+    assert steps < 0.95 * more_steps  # 130 and 150
+
+
+def test_the_noise_of_a_row_is_told_as_it_is_drawn():
+    model = accelerated()
+    told = []
+
+    class Asks(NoDrafter):
+        """Keeps what the sampler tells of its noise, which is that of its guesses."""
+
+        def propose(self, sequence, budget):
+            row, position = sequence.sampler, len(sequence.token_ids)
+            guess = row.noisy(torch.zeros(VOCAB), position)
+            noise = np.empty(VOCAB, np.float32)
+            tokens = np.arange(VOCAB)
+            fill_noise_of(row.noise_words(position), np.empty(BLOCK, np.uint32), tokens, noise)
+            told.append((isinstance(row, NoisySampler), row.temperature))
+            np.testing.assert_allclose(noise, guess.numpy(), atol=1e-6)
+            return DraftTree()
+
+    sampled = {"do_sample": True, "max_new_tokens": 3, "num_draft_tokens": 2}
+    model.generate(**BATCH, **sampled, temperature=0.5, drafter=Asks())
+    model.generate(**SINGLE, **sampled, drafter=Asks())
+    assert set(told) == {(True, 0.5), (True, 1.0)}

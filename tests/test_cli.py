@@ -291,7 +291,8 @@ def test_demo_of_another_model(tmp_path: Path) -> None:
     require_error(run("demo", "demo-diffusion"), "diffusion model", "hasten generate")
 
 
-def test_warmup_says_what_takes_how_long() -> None:
+def test_warmup_says_what_takes_how_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     shown = run(
         "warmup", "demo-draft", "--dtype", "float32,bfloat16", "--forward", "stock", "--drafter", "suffix"
     )
@@ -308,6 +309,9 @@ def test_warmup_says_what_takes_how_long() -> None:
     assert [step for step, _, _ in steps[:-1]] == expected[0] + expected[1]
     assert all(re.fullmatch(r"(.*, )?\d+\.\d s", result) for _, _, result in steps[:-1])
     assert steps[-1][0].startswith("ready after")
+    prices = [json.loads(path.read_text()) for path in (tmp_path / "hasten" / "prices").iterdir()]
+    assert len(prices) == 2  # of both dtypes
+    assert all(kept["passes"] for kept in prices)
     require_error(run("warmup", "demo", "--batch", "0"), "batch=0")
     require_error(run("warmup", "demo-diffusion"), "diffusion model")
 

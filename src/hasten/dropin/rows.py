@@ -141,6 +141,19 @@ class Row:
             return Draw(positions, 1.0, prepared.seed, self.index, self._num_best)
         return None if self._processors or prepared.seed is not None else Draw(positions)
 
+    @property
+    def temperature(self) -> float:
+        """See NoisySampler; what the warpers beside it cut off is left in, as by any guess from few scores."""
+        if self._prepared.seed is None:
+            return 0.0
+        warpers = (one for one in self._processors if isinstance(one, hf.TemperatureLogitsWarper))
+        return math.prod(float(warper.temperature) for warper in warpers)
+
+    def noise_words(self, position: int) -> NDArray[np.uint32]:
+        """See NoisySampler."""
+        assert self._prepared.seed is not None
+        return NoiseKey(self._prepared.seed, self.index, position).words()
+
     def draws(self, logits: LogitRows) -> Callable[[int, list[int]], int]:
         """See TokenSampler. Raises ModelError where no token can be chosen."""
         logits, draw = Logits.of(logits), self.foresee(np.empty(0, np.int64))
