@@ -29,11 +29,12 @@ from hasten.models import forwards
 from hasten.models.causal_lm import CausalLM
 from hasten.models.compiled import blueprint, tiles
 from hasten.models.compiled.blueprint import Unsupported, read_blueprint
-from hasten.models.compiled.executor import CompiledForward, Reference
+from hasten.models.compiled.executor import CompiledForward
 from hasten.models.compiled.tiles import TiledEmbedding, TiledLinear
 from hasten.models.forward import Forward
 from hasten.models.forwards import prepare
 from hasten.models.packed import OneDnnLinear, PackedLinear, can_pack, largest_linear
+from hasten.models.reference import Reference
 from hasten.models.slot_cache import SlotCache
 from hasten.models.stand_in import StandIn, restore
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from conftest import build_model
+from conftest import VOCAB, build_model
 from hasten.core import SamplingParams
 from hasten.engine import LanguageModel
 from hasten.errors import ConfigError
-from hasten.models import packed
+from hasten.models import forwards, packed
 from hasten.models.causal_lm import CausalLM
+from hasten.models.forwards import prepare
 from hasten.models.packed import OneDnnLinear, PackedLinear, can_pack, pack_linears, packed_ratio
+from hasten.models.stand_in import restore
+from seq2seq_models import build_seq2seq
 
 needs_mkldnn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
 
@@ -78,3 +82,51 @@ def test_what_cannot_be_packed_is_refused():
     assert not can_pack(nn.Linear(4, 4).to(torch.float16))
     with pytest.raises(ConfigError, match="forward='packed'"):
         pack_linears(nn.Embedding(4, 4))
+
+
+@needs_mkldnn
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("gpt2", torch.float32), ("gpt2", torch.bfloat16), ("llama", torch.float32)]
+)
+def test_this_must_fail_packed_layers_that_compute_something_else(name, dtype, monkeypatch):
+    """One layer of many, by a fifth; where packed layers would be the fastest."""
+    if not packed._packs(dtype):
+        pytest.skip(f"this CPU does not compute in {dtype}")
+    right = OneDnnLinear.forward
+
+    def wrong(self, states):
+        return right(self, states) * (1.2 if self.out_features == VOCAB else 1.0)
+
+    monkeypatch.setattr(OneDnnLinear, "forward", wrong)
+    monkeypatch.setattr(forwards, "packed_ratio", lambda linear: 0.1)
+    monkeypatch.setattr(forwards, "_CLEAR_GAIN", np.inf)  # the compiled pass is measured beside others
+    model, text = build_model(name, dtype=dtype), torch.tensor([[5, 6, 7, 40]])
+    modules = list(model.modules())
+    with torch.inference_mode():
+        expected = model(text).logits
+    with pytest.raises(ConfigError, match=r"forward='packed' cannot run .* logits differ by .*'auto'"):
+        prepare(model, "packed")
+    prepared = prepare(model, "auto")
+    assert prepared.name != "packed"
+    assert "not packed: logits differ by" in prepared.reason
+    restore(model)
+    assert [id(one) for one in model.modules()] == [id(one) for one in modules]
+    with torch.inference_mode():
+        assert torch.equal(model(text).logits, expected)
+
+
+@needs_mkldnn
+@pytest.mark.parametrize("name", ["t5", "whisper"])
+def test_encoder_and_decoder_are_compared_too(name, monkeypatch):
+    monkeypatch.setattr(forwards, "packed_ratio", lambda linear: 0.1)
+    assert prepare(build_seq2seq(name), "auto").name == "packed"
+    pack = forwards.pack_linears
+
+    def pack_wrongly(model):
+        pack(model)
+        layer = next(one for one in model.get_encoder().modules() if isinstance(one, OneDnnLinear))
+        right = layer.forward
+        layer.forward = lambda states: 2 * right(states)
+
+    monkeypatch.setattr(forwards, "pack_linears", pack_wrongly)
+    assert "not packed: logits differ by" in prepare(build_seq2seq(name), "auto").reason

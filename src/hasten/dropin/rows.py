@@ -143,7 +143,7 @@ class Row:
 
     @property
     def temperature(self) -> float:
-        """See NoisySampler; what the warpers beside it cut off is left in, as by any guess from few scores."""
+        """See NoisySampler. What other warpers cut off is not known from it."""
         if self._prepared.seed is None:
             return 0.0
         warpers = (one for one in self._processors if isinstance(one, hf.TemperatureLogitsWarper))

@@ -85,6 +85,10 @@ class CausalLM(Target):
     def _probe(self) -> ProbeResult:
         return probe(self.forward)
 
+    def example_passes(self) -> Forward:
+        """Passes that may be run without texts to write."""
+        return self.forward
+
     @cached_property
     def can_share_prefixes(self) -> bool:
         """Runs once, when the first batch with a common beginning comes: another dozen passes."""

@@ -12,12 +12,14 @@ from torch import nn
 from hasten.errors import ConfigError
 from hasten.models.causal_lm import CausalLM
 from hasten.models.compiled.blueprint import Unsupported, read_blueprint
-from hasten.models.compiled.executor import CompiledForward, CompiledModel, Reference
+from hasten.models.compiled.executor import CompiledForward, CompiledModel
 from hasten.models.compiled.messages import announced
 from hasten.models.forward import Forward
 from hasten.models.graphs import GraphedForward, recorder_for
-from hasten.models.packed import can_pack, largest_linear, pack_linears, packed_ratio
+from hasten.models.packed import PackedLinear, can_pack, largest_linear, pack_linears, packed_ratio
 from hasten.models.probe import reproduces_plain_passes
+from hasten.models.reference import Reference
+from hasten.models.seq2seq_lm import target_of
 from hasten.models.stand_in import restore
 from hasten.models.tree_session import TreeSession
 
@@ -63,7 +65,7 @@ def _prepare(model: Any, asked: str) -> tuple[str, str, Forward | None]:
     if asked == "stock":
         return "stock", "as asked", None
     if asked == "packed":
-        pack_linears(model)
+        _require(_packed(model), asked)
         return "packed", "as asked", None
     if asked == "auto":
         return _fastest_recorded(model) if recorder_for(model.device) else _fastest(model)
@@ -72,9 +74,13 @@ def _prepare(model: Any, asked: str) -> tuple[str, str, Forward | None]:
         forward, why_not, _ = _compiled(model)
     else:
         forward, why_not = _recorded(model)
-    if forward is None:
-        raise ConfigError(f"forward={asked!r} cannot run this model: {why_not}; use forward='auto'")
+    _require(why_not, asked)
     return asked, "as asked", forward
+
+
+def _require(why_not: str, asked: str) -> None:
+    if why_not:
+        raise ConfigError(f"forward={asked!r} cannot run this model: {why_not}; use forward='auto'")
 
 
 def _fastest(model: Any) -> tuple[str, str, Forward | None]:
@@ -87,11 +93,12 @@ def _fastest(model: Any) -> tuple[str, str, Forward | None]:
     spent = {"compiled": _milliseconds(model, forward)}
     restore(model)
     spent["stock"] = _milliseconds(model, None)
-    if _packable(model) is not None:
-        pack_linears(model)
+    not_packed = _packed(model) if _packable(model) is not None else ""
+    if any(isinstance(module, PackedLinear) for module in model.modules()):
         spent["packed"] = _milliseconds(model, None)
         restore(model)
     best, reason = _best(spent)
+    reason = f"{reason}; not packed: {not_packed}" if not_packed else reason
     if best == "compiled":
         return best, reason, _compiled(model)[0]
     if best == "packed":
@@ -109,8 +116,24 @@ def _fastest_layers(model: Any, why_not: str) -> tuple[str, str, Forward | None]
     reason = f"packed layers take {packed:.2f} of the time of stock ones; not compiled: {why_not}"
     if packed >= _LEAST_GAIN:
         return "stock", reason, None
+    not_packed = _packed(model)
+    return ("stock", f"not packed: {not_packed}; {reason}", None) if not_packed else ("packed", reason, None)
+
+
+def _packed(model: Any) -> str:
+    """Pack the linear layers; why they are not packed, and nothing has changed, or "".
+
+    Raises ConfigError if nothing can be packed, ModelError for a model of no known kind.
+    """
+    try:
+        reference = Reference(lambda: target_of(model).example_passes())
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as problem:
+        return f"a pass over a short text ends in {type(problem).__name__}: {problem}"
     pack_linears(model)
-    return "packed", reason, None
+    why_not = reference.check()
+    if why_not:
+        restore(model)
+    return why_not
 
 
 def _packable(model: Any) -> nn.Linear | None:
@@ -157,7 +180,7 @@ def _compiled(model: Any) -> tuple[CompiledForward | None, str, float]:
         blueprint = read_blueprint(model)
     except Unsupported as problem:
         return None, str(problem), 0.0
-    reference = Reference(model)
+    reference = Reference(lambda: Forward(model))
     try:
         forward = CompiledForward(model, CompiledModel(model, blueprint))
         with announced(f"the forward pass in {str(model.dtype).removeprefix('torch.')}"):

@@ -68,6 +68,10 @@ class Seq2SeqLM(CausalLM):
         """As for causal models, on two rows of which the first has the shorter source."""
         return probe(self.forward.bind([self._example(9), self._example(14)]), num_rows=2)
 
+    def example_passes(self) -> Forward:
+        """See CausalLM: about a source of any tokens or sound."""
+        return self.forward.bind([self._example(9)])
+
     def _example(self, length: int) -> Source:
         rng = np.random.default_rng(length)
         if self.reads_features:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,10 +26,6 @@ from hasten.models.compiled.team import team
 from hasten.models.compiled.tiles import DTYPES, TiledEmbedding, TiledLinear, Tiles, num_tiles
 from hasten.models.forward import Asked, Forward, Kept, columns_kept
 from hasten.models.slot_cache import SlotCache
-
-_REFERENCE_TOKENS = 16
-_ALLOWED = {torch.float32: 1e-3, torch.bfloat16: 0.05}
-"""of the largest logit: many times the rounding, far less than a wrong connection makes"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,42 +111,6 @@ class _CausalPasses:
 
     def select(self, rows: list[int]) -> _CausalPasses:
         return self
-
-
-class Reference:
-    """Logits of a short text as the model itself computes them, and how long it takes for them."""
-
-    def __init__(self, model: Any) -> None:
-        forward = Forward(model)
-        size = min(_REFERENCE_TOKENS, forward.text_config.max_position_embeddings)
-        self._token_ids = np.random.default_rng(0).integers(0, forward.vocab_size, (1, size))
-        self._positions = np.arange(size)[None]
-        self._logits, self._seconds = _second_run(
-            lambda: forward(self._token_ids, self._positions, None, None).float()
-        )
-
-    def compare(self, forward: CompiledForward) -> tuple[str, float]:
-        """(what is wrong with the logits, or "", and how many times as fast a compiled pass is)
-
-        Wrong may be those of the compiled pass, and those of the modules that read the tiles.
-        """
-        compiled = forward.plain_passes()
-        with forward.undisturbed():
-            logits, seconds = _second_run(lambda: compiled(self._token_ids, self._positions))
-        of_modules = forward(self._token_ids, self._positions, None, None)
-        allowed = _ALLOWED[forward.dtype] * float(self._logits.abs().max())
-        for whose, found in (("logits", logits), ("logits of its modules over tiles", of_modules)):
-            error = float((found.float() - self._logits).abs().max())
-            if not error <= allowed:  # NaN is wrong
-                return f"{whose} differ by {error:.2g} ({allowed:.2g} is allowed)", 0.0
-        return "", self._seconds / seconds
-
-
-def _second_run(run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float]:
-    """What it gives, and its seconds: in the first one, memory is touched for the first time."""
-    run()
-    start = time.perf_counter()
-    return run(), time.perf_counter() - start
 
 
 class CompiledModel:
