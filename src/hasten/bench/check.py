@@ -190,7 +190,7 @@ class Checker:
     def _finding(self, language_model: LanguageModel, case: Case) -> Finding:
         params = replace(self._params, temperature=SAMPLINGS[case.sampling], seed=7)
         found: list[Agreement] = []
-        chances: list[float] = []
+        texts: list[tuple[list[int], int]] = []
         try:
             for at in range(0, len(self.prompt_ids), case.batch):
                 prompts = self.prompt_ids[at : at + case.batch]
@@ -198,35 +198,31 @@ class Checker:
                     prompts, params, drafter=case.drafter, batch_size=case.batch
                 )
                 for prompt_ids, output in zip(prompts, outputs, strict=True):
-                    expected = self.reference.text(prompt_ids, params, output.seed)
-                    chances.append(self.reference.chance_to_part(prompt_ids, params, output.seed))
-                    agreement = compare(
-                        prompt_ids,
-                        expected,
-                        output.token_ids,
-                        judge=self.reference.judge,
-                        params=params,
-                        seed=output.seed,
-                    )
-                    found.append(agreement)
+                    texts.append((prompt_ids, output.seed))
+                    found.append(self._agreement(prompt_ids, output.token_ids, params, output.seed))
         except HastenError as error:
             return Finding(case, len(self.prompt_ids), 0, 0.0, f"{type(error).__name__}: {error}")
-        return _summed_up(case, found, most_partings(chances))
+        num_same = sum(agreement.verdict == "same" for agreement in found)
+        worst = max((each.gap / each.noise for each in found if each.noise), default=0.0)
+        wrong = next((each for each in found if each.verdict == "different"), None)
+        problem = ""
+        if wrong is not None:
+            problem = (
+                f"token {wrong.position}: {wrong.gap:.3g} below the best, rounding explains {wrong.noise:.3g}"
+            )
+        elif num_same < len(found):  # as many as this, by rounding?
+            chances = [self.reference.chance_to_part(ids, params, seed) for ids, seed in texts]
+            most = most_partings(chances)
+            if len(found) - num_same > most:
+                problem = f"{len(found) - num_same} of {len(found)} texts part, rounding explains {most:.1f}"
+        return Finding(case, len(found), num_same, worst, problem)
 
-
-def _summed_up(case: Case, found: list[Agreement], most: float) -> Finding:
-    num_same = sum(agreement.verdict == "same" for agreement in found)
-    num_parted = len(found) - num_same
-    worst = max((each.gap / each.noise for each in found if each.noise), default=0.0)
-    problem = ""
-    wrong = next((each for each in found if each.verdict == "different"), None)
-    if wrong is not None:
-        problem = (
-            f"token {wrong.position} is {wrong.gap:.3g} from the best, rounding explains {wrong.noise:.3g}"
-        )
-    elif num_parted > most:
-        problem = f"{num_parted} of {len(found)} texts part, rounding explains {most:.1f}"
-    return Finding(case, len(found), num_same, worst, problem)
+    def _agreement(
+        self, prompt_ids: list[int], token_ids: list[int], params: SamplingParams, seed: int
+    ) -> Agreement:
+        expected = self.reference.text(prompt_ids, params, seed)
+        judge = self.reference.judge
+        return compare(prompt_ids, expected, token_ids, judge=judge, params=params, seed=seed)
 
 
 def _rms(difference: torch.Tensor) -> float:
