@@ -313,10 +313,10 @@ def test_a_saved_table_drafts_the_same_and_goes_on_learning() -> None:
     [
         (lambda state: state.pop("values"), "needs \\['heads', 'successors', 'values'\\]"),
         (lambda state: state.update(more=np.zeros(1)), "found .*more"),
-        (lambda state: state.update(heads=state["heads"][:-1]), "trigram heads must be int64"),
+        (lambda state: state.update(heads=state["heads"][:-1]), "heads must be int64"),
         (
             lambda state: state.update(values=state["values"].astype(np.float64)),
-            "trigram values must be float32",
+            "values must be float32",
         ),
         (lambda state: state["heads"].__setitem__((0, 0), -5), "-1 or more"),
         (lambda state: state["successors"].__setitem__((0, 0), -5), "-1 or more"),

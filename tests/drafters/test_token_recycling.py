@@ -195,8 +195,8 @@ def test_a_saved_table_drafts_the_same() -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda state: state.pop("probs"), "needs token_ids and probs"),
-        (lambda state: state.update(more=np.zeros(1)), "needs token_ids and probs"),
+        (lambda state: state.pop("probs"), r"needs \['probs', 'token_ids'\]"),
+        (lambda state: state.update(more=np.zeros(1)), r"needs \['probs', 'token_ids'\]"),
         (lambda state: state.update(probs=state["probs"][:-1]), "probs must be float32"),
         (lambda state: state.update(probs=state["probs"].astype(np.float64)), "probs must be float32"),
         (lambda state: state["token_ids"].__setitem__((0, 0), VOCAB), "between -1 and 39"),

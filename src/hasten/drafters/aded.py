@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.core import Sequence, System, TopCandidates
-from hasten.drafters.base import Observation
+from hasten.drafters.base import Observation, require_alike
 from hasten.drafters.trigrams import (
     EMPTY,
     LAST_USED,
@@ -43,7 +43,7 @@ from hasten.drafters.trigrams import (
     row_sum_of,
     value_of,
 )
-from hasten.errors import ConfigError, StoreError
+from hasten.errors import ConfigError
 from hasten.tree import DraftTree
 
 SYSTEM = System(
@@ -324,14 +324,7 @@ class Aded:
         }
 
     def restore(self, state: dict[str, NDArray[np.generic]]) -> None:
-        own = self.state()
-        if state.keys() != own.keys():
-            raise StoreError(f"the trigram table needs {sorted(own)}, found {sorted(state)}")
-        for key, array in own.items():
-            found = state[key]
-            if found.shape != array.shape or found.dtype != array.dtype:
-                expected = f"{array.dtype} {array.shape}"
-                raise StoreError(f"trigram {key} must be {expected}, found {found.dtype} {found.shape}")
+        require_alike(state, self.state(), "the trigram table")
         heads = state["heads"].astype(np.int64)
         successors = state["successors"].astype(np.int32)
         values = state["values"].astype(np.float32)

@@ -27,6 +27,7 @@ __all__ = [
     "Resources",
     "SelfDrafter",
     "TopCandidates",
+    "require_alike",
 ]
 
 
@@ -111,6 +112,19 @@ class Forgetful:
     def restore(self, state: dict[str, NDArray[np.generic]]) -> None:
         if state:
             raise StoreError(f"{self.name} keeps nothing between requests, found {sorted(state)}")
+
+
+def require_alike(
+    state: dict[str, NDArray[np.generic]], own: dict[str, NDArray[np.generic]], what: str
+) -> None:
+    """Raises StoreError, which says ``what`` it is about, unless names, shapes and dtypes are the same."""
+    if state.keys() != own.keys():
+        raise StoreError(f"{what} needs {sorted(own)}, found {sorted(state)}")
+    for key, array in own.items():
+        found = state[key]
+        if found.shape != array.shape or found.dtype != array.dtype:
+            expected = f"{array.dtype} {array.shape}"
+            raise StoreError(f"{what}: {key} must be {expected}, found {found.dtype} {found.shape}")
 
 
 @runtime_checkable

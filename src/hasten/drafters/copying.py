@@ -66,6 +66,10 @@ def match_reliability(match_length: int) -> float:
     return 1 - 0.16 * 8 / min(match_length, FULL_MATCH)
 
 
+RELIABILITY: NDArray[np.float64] = np.array([match_reliability(length) for length in range(FULL_MATCH + 1)])
+"""By length, for compiled loops."""
+
+
 class _NgramIndex:
     """Where a text goes on after each of its n-grams: the first time, or the last."""
 

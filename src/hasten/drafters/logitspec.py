@@ -20,15 +20,13 @@ from numpy.typing import NDArray
 
 from hasten.core import Sequence, System, TopCandidates
 from hasten.drafters.base import Forgetful, Observation
-from hasten.drafters.copying import FULL_MATCH
+from hasten.drafters.copying import FULL_MATCH, RELIABILITY
 from hasten.drafters.coupling import draw, noise_ahead
-from hasten.drafters.suffix import RELIABILITY
+from hasten.drafters.suffix import MAX_FAN_OUT
 from hasten.drafters.suffix_automaton import (
     COUNT,
     FIRST_EDGE,
     LAST_END,
-    LENGTH,
-    LINK,
     NEXT_EDGE,
     NONE,
     ROOT,
@@ -38,6 +36,7 @@ from hasten.drafters.suffix_automaton import (
     SuffixAutomaton,
     Tokens,
     advance,
+    continued,
 )
 from hasten.errors import ConfigError
 from hasten.tree import DraftTree
@@ -52,8 +51,6 @@ SYSTEM = System(
     summary="guesses from the row that chose the last token, each followed by what the text had after it",
 )
 
-MAX_FAN_OUT = 64
-"""Continuations of a match that are looked at."""
 Nodes = tuple[Tokens, Tokens, NDArray[np.float32]]
 
 
@@ -113,10 +110,7 @@ def _draft(
     num_chains = num_nodes
     for _ in range(num_following):
         for rank in range(num_chains):
-            at, match = int(ends[rank, 0]), int(ends[rank, 1])
-            while at > ROOT and states[at, FIRST_EDGE] == NONE:
-                at = int(states[at, LINK])
-                match = min(match, int(states[at, LENGTH]))
+            at, match = continued(states, int(ends[rank, 0]), int(ends[rank, 1]))
             if num_nodes == budget or at <= ROOT:
                 continue
             edge = _likeliest(states, edges, at)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from hasten.core import Sequence, System, TopCandidates
 from hasten.drafters.base import Observation
-from hasten.drafters.copying import FULL_MATCH, match_reliability
+from hasten.drafters.copying import FULL_MATCH, RELIABILITY
 from hasten.drafters.token_trie import (
     COUNT,
     FIRST_CHILD,
@@ -62,8 +62,6 @@ FAN_OUTS: dict[Mode, tuple[int, int]] = {
 """Branches at the root, and below it: NO_LIMIT or 1."""
 MIN_PROB = 1e-6
 """A rarer path is not drafted."""
-
-RELIABILITY: NDArray[np.float64] = np.array([match_reliability(length) for length in range(FULL_MATCH + 1)])
 
 # Columns of a match: its node in either trie, NONE where it was not seen, and its length in tokens.
 IN_PROMPT, IN_OUTPUTS, MATCH = range(3)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hasten.core import Sequence, System, TopCandidates
 from hasten.drafters.base import Forgetful, Observation
-from hasten.drafters.copying import FULL_MATCH, match_reliability
+from hasten.drafters.copying import RELIABILITY
 from hasten.drafters.corpus_index import CorpusIndex
 from hasten.drafters.suffix_array import DEPTH
 from hasten.errors import ConfigError
@@ -36,8 +36,6 @@ Tokens = NDArray[np.int64]
 
 NUM_PREFIXES = 64
 """The most frequent prefixes, which become the tree."""
-
-RELIABILITY: NDArray[np.float64] = np.array([match_reliability(length) for length in range(FULL_MATCH + 1)])
 
 
 @numba.njit(cache=True)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.core import Sequence, System, TopCandidates
-from hasten.drafters.base import Observation
+from hasten.drafters.base import Observation, require_alike
 from hasten.drafters.coupling import MAX_AHEAD, Noise, draw, noise_ahead
 from hasten.drafters.token_recycling import contiguous
 from hasten.drafters.trigrams import mixed
@@ -330,18 +330,7 @@ class Stand:
         }
 
     def restore(self, state: dict[str, NDArray[np.generic]]) -> None:
-        own: dict[str, NDArray[np.generic]] = {
-            "heads": self._heads,
-            "successors": self._successors,
-            "laws": self._laws,
-        }
-        if state.keys() != own.keys():
-            raise StoreError(f"stand's memory needs {sorted(own)}, found {sorted(state)}")
-        for key, array in own.items():
-            found = state[key]
-            if found.shape != array.shape or found.dtype != array.dtype:
-                expected = f"{array.dtype} {array.shape}"
-                raise StoreError(f"stand's {key} must be {expected}, found {found.dtype} {found.shape}")
+        require_alike(state, self.state(), "stand's memory")
         heads = state["heads"].astype(np.int64)
         successors, laws = state["successors"].astype(np.int32), state["laws"].astype(np.float32)
         _check(heads, successors, laws, self._vocab_size)

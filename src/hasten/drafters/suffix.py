@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from hasten.core import Sequence, System, TopCandidates
 from hasten.drafters.base import Observation
-from hasten.drafters.copying import FULL_MATCH, match_reliability
+from hasten.drafters.copying import FULL_MATCH, RELIABILITY
 from hasten.drafters.suffix_automaton import (
     COUNT,
     FIRST_EDGE,
@@ -38,6 +38,7 @@ from hasten.drafters.suffix_automaton import (
     Rows,
     SuffixAutomaton,
     Tokens,
+    continued,
 )
 from hasten.errors import ConfigError, StoreError
 from hasten.tree import DraftTree
@@ -73,20 +74,9 @@ MIN_PATH_RATIO = 0.03
 NO_VOCABULARY = 2**31
 """Token ids are below this where no vocabulary was named."""
 
-RELIABILITY: NDArray[np.float64] = np.array([match_reliability(length) for length in range(FULL_MATCH + 1)])
-
 # Columns of what waits to become a node, and of the numbers that go with it.
 STATE, PARENT, WAITING_TOKEN, MATCH, DEPTH, LIMIT, IS_LOCAL = range(7)
 PATH_RATIO, SCORE = range(2)
-
-
-@numba.njit(cache=True)
-def _continued(states: Rows, state: int, match: int) -> tuple[int, int]:
-    """The longest suffix that something followed: at the end of a text its last repetition goes on."""
-    while state > ROOT and states[state, FIRST_EDGE] == NONE:
-        state = int(states[state, LINK])
-        match = min(match, int(states[state, LENGTH]))
-    return state, match
 
 
 @numba.njit(cache=True)
@@ -118,7 +108,7 @@ def _wait(
 
     above: a row like those of ``waiting``, with the node the continuations hang below as its PARENT.
     """
-    state, match = _continued(states, above[STATE], above[MATCH])
+    state, match = continued(states, above[STATE], above[MATCH])
     if state <= ROOT or above[DEPTH] >= above[LIMIT]:
         return num_waiting
     total, num_edges = _continuations(states, edges, state)

@@ -209,6 +209,15 @@ def _fill_slots(edges: Rows, num_edges: int, slots: Rows) -> None:
 
 
 @numba.njit(cache=True)
+def continued(states: Rows, state: int, match: int) -> tuple[int, int]:
+    """The longest suffix that something followed: at the end of a text its last repetition goes on."""
+    while state > ROOT and states[state, FIRST_EDGE] == NONE:
+        state = int(states[state, LINK])
+        match = min(match, int(states[state, LENGTH]))
+    return state, match
+
+
+@numba.njit(cache=True)
 def advance(
     states: Rows, edges: Rows, slots: Rows, tokens: Tokens, state: int, length: int
 ) -> tuple[int, int]:

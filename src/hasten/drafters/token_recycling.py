@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.core import Sequence, System, TopCandidates
-from hasten.drafters.base import Observation
+from hasten.drafters.base import Observation, require_alike
 from hasten.errors import ConfigError, StoreError
 from hasten.tree import DraftTree
 
@@ -256,15 +256,7 @@ class TokenRecycling:
         return {"token_ids": self._table.copy(), "probs": self._probs.copy()}
 
     def restore(self, state: dict[str, NDArray[np.generic]]) -> None:
-        if state.keys() != {"token_ids", "probs"}:
-            raise StoreError(f"token recycling needs token_ids and probs, found {sorted(state)}")
-        for key, own in (("token_ids", self._table), ("probs", self._probs)):
-            found = state[key]
-            if found.shape != own.shape or found.dtype != own.dtype:
-                expected = f"{own.dtype} {own.shape}"
-                raise StoreError(
-                    f"token recycling {key} must be {expected}, found {found.dtype} {found.shape}"
-                )
+        require_alike(state, self.state(), "token recycling's table")
         token_ids = state["token_ids"].astype(np.int32)
         probs = state["probs"].astype(np.float32)
         _check_table(token_ids, probs)
