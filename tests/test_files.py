@@ -78,6 +78,8 @@ def test_text_goes_to_devices_as_it_is_and_a_full_one_is_named(tmp_path):
         write_text("/dev/full", "report", "report")
     write_text(tmp_path / "report", "é\n", "report")
     assert (tmp_path / "report").read_bytes() == "é\n".encode()
+    with pytest.raises(WriteError, match=r"cannot write the report .*Not a directory; choose another"):
+        write_text(tmp_path / "report" / "below", "report", "report")
 
 
 def test_what_killed_runs_left_is_removed_after_a_day(tmp_path):

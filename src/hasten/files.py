@@ -82,7 +82,8 @@ def write_text(path: str | os.PathLike[str], text: str, what: str) -> None:
 
     Raises WriteError.
     """
-    mode = _mode_of(Path(os.path.realpath(path)))
+    with writing(path, what):
+        mode = _mode_of(Path(os.path.realpath(path)))
     if mode is None or stat.S_ISREG(mode):
         write_whole(path, lambda temporary: _write(temporary, text), what)
         return
