@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 
-from hasten import pricing
+from hasten import files, pricing
 from hasten.core import SamplingParams
 from hasten.models.tree_session import TreeSession
 from hasten.policies import ForwardCost
@@ -91,7 +91,8 @@ def test_where_nothing_can_be_written_texts_are_the_same(models, kept_in, measur
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 def test_a_full_disk_leaves_nothing_behind(models, kept_in, monkeypatch):
-    monkeypatch.setattr(pricing.os, "fdopen", lambda *rest, **options: open("/dev/full", "w"))  # noqa: SIM115
+    write = files._write
+    monkeypatch.setattr(files, "_write", lambda path, text: write("/dev/full", text))
     assert Prices(models().target).cost.is_known
     assert list(kept_in.iterdir()) == []
 

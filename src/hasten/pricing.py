@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,13 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from hasten.core import Acceptance
-from hasten.errors import ConfigError
-from hasten.logits import GREEDY
-from hasten.models.session import Session, find
+from hasten.errors import ConfigError, WriteError
+from hasten.files import write_text
 from hasten.models.target import Target
 from hasten.policies import ForwardCost, PromptPrices
-from hasten.tree import DraftTree
 
 _VERSION = 1
 _SECONDS = 2.0
@@ -74,7 +70,7 @@ class Prices:
         return self.cost.is_known
 
     def _write(self) -> None:
-        """All or nothing; where there is no room or no right to write, the next run measures again."""
+        """Where there is no room or no right to write, the next run measures again."""
         self._written = time.monotonic()
         prompts = self.cost.of_prompts
         kept = {
@@ -82,16 +78,8 @@ class Prices:
             "passes": self.cost.state(),
             "prompts": None if prompts is None else asdict(prompts),
         }
-        text = json.dumps(kept)
-        with suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self._path.parent, suffix=".part")
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    file.write(text)
-                Path(name).replace(self._path)
-            except OSError:
-                Path(name).unlink(missing_ok=True)
+        with suppress(WriteError):
+            write_text(self._path, json.dumps(kept), "prices")
 
 
 def measure(target: Target, cost: ForwardCost, seconds: float = _SECONDS) -> None:
@@ -107,7 +95,7 @@ def measure(target: Target, cost: ForwardCost, seconds: float = _SECONDS) -> Non
     with target.undisturbed():
         session = target.open()
         session.prefill([prompt])
-        _pass(target, session, 1)  # the first touches memory for the first time
+        target.time_pass(session, 1)  # the first touches memory for the first time
         started, length = time.perf_counter(), context + 1  # every pass keeps its root
         for rows in _sizes(_ROUNDS):
             if length + rows - 1 > limit:
@@ -117,7 +105,7 @@ def measure(target: Target, cost: ForwardCost, seconds: float = _SECONDS) -> Non
             if rows > 2 and expected > left:
                 continue
             length += 1
-            found, milliseconds = _pass(target, session, rows)
+            found, milliseconds = target.time_pass(session, rows)
             cost.observe(found, milliseconds, context)
 
 
@@ -146,18 +134,6 @@ def measure_prompts(target: Target) -> PromptPrices | None:
 def _sizes(rounds: int) -> Iterator[int]:
     for repeat in range(rounds):
         yield from (rows for rows in _ROWS if repeat == 0 or rows <= 32)
-
-
-def _pass(target: Target, session: Session, rows: int) -> tuple[int, float]:
-    """(rows that were run, milliseconds) of a pass over a chain that is rejected."""
-    chain = DraftTree.chain([1 + node % (target.vocab_size - 1) for node in range(rows - 1)])
-    tree = session.fit(chain)
-    start = time.perf_counter()
-    find(session, [tree], [GREEDY])
-    target.synchronize()
-    milliseconds = 1000 * (time.perf_counter() - start)
-    session.keep([Acceptance([], [0])])
-    return len(tree) + 1, milliseconds
 
 
 def _key(target: Target) -> str:

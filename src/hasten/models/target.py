@@ -127,9 +127,8 @@ class Target(ABC):
         every = rows * (repeats + 1)
         limit = self.max_length or context + len(every) + max(rows)
         context = max(2, min(context, limit - max(rows) - len(every)))
-        prompt = np.random.default_rng(0).integers(0, self.vocab_size, context).tolist()
         session = self.open()
-        session.prefill([prompt])
+        session.prefill([np.random.default_rng(0).integers(0, self.vocab_size, context).tolist()])
         times: dict[int, list[float]] = {}
         length = context  # every pass keeps its root
         for count in every:
@@ -138,16 +137,22 @@ class Target(ABC):
             if length + count - 1 > limit:
                 continue
             length += 1
-            tree = session.fit(
-                DraftTree.chain([1 + node % (self.vocab_size - 1) for node in range(count - 1)])
-            )
             with self.undisturbed():
-                start = time.perf_counter()
-                find(session, [tree], [GREEDY])
-                self.synchronize()
-                times.setdefault(len(tree) + 1, []).append(1000 * (time.perf_counter() - start))
-                session.keep([Acceptance([], [prompt[-1]])])
+                found, milliseconds = self.time_pass(session, count)
+            times.setdefault(found, []).append(milliseconds)
         return {count: statistics.median(values[1:] or values) for count, values in times.items()}
+
+    def time_pass(self, session: Session, num_rows: int) -> tuple[int, float]:
+        """(rows that were run, milliseconds) of a pass over a chain that is rejected; its root is kept."""
+        tree = session.fit(
+            DraftTree.chain([1 + node % (self.vocab_size - 1) for node in range(num_rows - 1)])
+        )
+        start = time.perf_counter()
+        find(session, [tree], [GREEDY])
+        self.synchronize()
+        milliseconds = 1000 * (time.perf_counter() - start)
+        session.keep([Acceptance([], [0])])
+        return len(tree) + 1, milliseconds
 
 
 def check_token_ids(token_ids: list[int], vocab_size: int) -> None:
