@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hasten.policies import ForwardCost
 from hasten.tree import DraftTree
 
 
@@ -120,3 +121,11 @@ def blocks(size, first_ms=10.0, block_ms=8.0):
 def cliff(rows, context=0):
     """Beyond 2,048 tokens attention falls onto a slow path, worst for many rows."""
     return (10 + 0.2 * rows) * (1 if context < 2048 else 4 + 0.2 * rows)
+
+
+def taught_cost(pass_ms, contexts=(64,)):
+    cost = ForwardCost()
+    for context in contexts:
+        for rows in (1, 2, 4, 8, 16, 32, 64):
+            cost.observe(rows, pass_ms(rows, context), context)
+    return cost

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
-from adversaries import Adversary, Oracle, Recorder, very_wide
-from hasten.core import SamplingParams
-from hasten.drafters.plain import NoDrafter
-from hasten.errors import ConfigError
 from hasten.policies import (
     MAX_DRAFT_TOKENS,
-    POLICIES,
-    SYSTEMS,
     BassPolicy,
     CostPolicy,
     EmsPolicy,
     FixedPolicy,
-    ForwardCost,
 )
 from hasten.tree import DraftTree
-from policy_worlds import World, alternating, blocks, boasting, cliff, honest, linear, stock_float32
+from policy_worlds import (
+    World,
+    alternating,
+    blocks,
+    boasting,
+    cliff,
+    honest,
+    linear,
+    stock_float32,
+    taught_cost,
+)
 
 NEARLY_FREE = 0.01
 """Milliseconds of another row, where the first costs 10."""
@@ -30,14 +31,6 @@ NEARLY_FREE = 0.01
 
 def chain(chance, length):
     return DraftTree.chain([1] * length, chance ** np.arange(1, length + 1))
-
-
-def taught_cost(pass_ms, contexts=(64,)):
-    cost = ForwardCost()
-    for context in contexts:
-        for rows in (1, 2, 4, 8, 16, 32, 64):
-            cost.observe(rows, pass_ms(rows, context), context)
-    return cost
 
 
 def told(pass_ms, **options):
@@ -344,104 +337,6 @@ def test_a_step_without_drafts_tells_bass_nothing():
     assert policy.budget() == 6  # all that there was, but not all that was asked for
 
 
-PROMPTS = [[5, 9, 13, 22] * 5, [40], [3, 60, 61, 62, 63, 3, 60], [88, 87, 86], [30, 31, 30, 31, 33, 30, 31]]
-
-
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("drafter", ["llma", "lookahead", "auto"])
-@pytest.mark.parametrize("policy", POLICIES)
-def test_every_policy_writes_the_plain_text(models, policy, drafter, temperature):
-    lm = models()
-    params = SamplingParams(max_new_tokens=24, ignore_eos=True, temperature=temperature, seed=3)
-    expected = lm.generate(PROMPTS, params, drafter="off")
-    for _ in range(2):
-        found = lm.generate(PROMPTS, params, drafter=drafter, policy=policy)
-        assert [one.token_ids for one in found] == [one.token_ids for one in expected]
-    if policy != "cost":
-        assert sum(one.stats.num_draft_tokens for one in found) > 0
-
-
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("name", ["bloom-alibi", "lfm2-hybrid", "rwkv"])
-def test_every_policy_writes_the_plain_text_in_every_mode(models, name, policy):
-    lm = models(name)
-    params = SamplingParams(max_new_tokens=16, ignore_eos=True)
-    expected = lm.generate(PROMPTS, params, drafter="off")
-    found = lm.generate(PROMPTS, params, drafter=Adversary(very_wide), policy=policy)
-    assert [one.token_ids for one in found] == [one.token_ids for one in expected]
-
-
-class Extending(NoDrafter):
-    """Adds the same number of rows of its own to every pass."""
-
-    def propose(self, sequence, budget):
-        return DraftTree.chain([7, 8][:budget])
-
-    def extend(self, sequence, tree):
-        more = DraftTree([11, 12, 13], [-1, -1, -1])
-        return DraftTree([*tree.token_ids, *more.token_ids], [*tree.parents, *more.parents])
-
-
-class Watched(FixedPolicy):
-    """Writes down what it is told."""
-
-    def __init__(self, num_draft_tokens):
-        super().__init__(num_draft_tokens)
-        self.told = []
-
-    def observe(self, num_rows, forward_ms, draft_ms, num_accepted, other_ms):
-        self.told.append((num_rows, list(num_accepted)))
-
-
-def test_a_policy_hears_of_all_rows_and_of_what_every_sequence_accepted(models, monkeypatch):
-    lm = models()
-    params = SamplingParams(max_new_tokens=9, ignore_eos=True)
-    policies = []
-    monkeypatch.setattr(
-        "hasten.engine.FixedPolicy", lambda size: policies.append(Watched(size)) or policies[-1]
-    )
-    plain = lm.generate(PROMPTS[0], params, drafter="off")
-    oracle = Recorder(Oracle([*PROMPTS[0], *plain.token_ids], depth=3))
-    lm.generate(PROMPTS[0], params, drafter=oracle, num_draft_tokens=40)
-    told = [(len(seen.tree) + 1, [len(seen.acceptance.path)]) for _, _, seen in oracle.observed]
-    assert policies[-1].told == told
-    assert max(accepted for _, [accepted] in told) == 3
-    lm.generate(PROMPTS[:2], params, drafter=Extending(), num_draft_tokens=2)
-    assert policies[-1].told[0] == (2 * (1 + 2 + 3), [0, 0])
-
-
-def test_policies_are_known_by_name(models):
-    lm = models()
-    params = SamplingParams(max_new_tokens=4)
-    for options, message in (
-        ({"policy": "best"}, "policy='best' is unknown; choose cost, ems, bass"),
-        ({"policy": "bass", "num_draft_tokens": 4}, "num_draft_tokens=4 fixes the size that policy='bass'"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            lm.generate(PROMPTS[1], params, drafter="llma", **options)
-        with pytest.raises(ConfigError, match=message):
-            list(lm.stream(PROMPTS[1], params, drafter="llma", **options))
-    pieces = list(lm.stream(PROMPTS[1], params, drafter="llma", policy="bass"))
-    assert pieces[-1].output.token_ids == lm.generate(PROMPTS[1], params, drafter="off").token_ids
-    assert {system.name for system in SYSTEMS} == {"ems-sd", "bass"}
-
-
-def test_every_policy_keeps_what_it_learnt_to_itself(models, monkeypatch):
-    lm = models()
-    params = SamplingParams(max_new_tokens=4)
-    used = []
-    monkeypatch.setattr(
-        "hasten.engine.decode", lambda target, drafter, policy, *rest: used.append(policy) or iter(())
-    )
-    for _ in range(2):
-        for name in POLICIES:
-            for prompts in (PROMPTS[:1], PROMPTS[:2]):
-                lm.generate(prompts, params, drafter="llma", policy=name)
-    assert len(used) == 12
-    assert used[:6] == used[6:]
-    assert len(set(map(id, used))) == 3  # whatever the size of the batch
-
-
 def test_the_budget_leaves_room_to_grow_and_has_a_bound():
     policy = told(linear(0))
     World(linear(0), honest(1.0)).write(policy, 3000)
@@ -453,78 +348,3 @@ def test_the_budget_leaves_room_to_grow_and_has_a_bound():
 def test_no_sequence_may_have_a_tree():
     policy = told(linear(1))
     assert [len(tree) for tree in policy.choose([DraftTree(), DraftTree()])] == [0, 0]
-
-
-def test_without_measurements_a_row_is_believed_to_be_cheap():
-    cost = ForwardCost()(np.array([1, 2, 64]))
-    assert (np.diff(cost) > 0).all()
-    assert cost[-1] < 3 * cost[0]
-
-
-def test_cost_is_interpolated_between_and_scaled_beyond_what_was_seen():
-    cost = ForwardCost()
-    cost.observe(4, 8.0)
-    cost.observe(16, 20.0)
-    found = cost(np.array([1, 4, 10, 16, 64]))
-    assert found[1:4] == pytest.approx([8.0, 14.0, 20.0])
-    assert found[0] < 8.0
-    assert found[4] > 20.0
-
-
-def test_one_slow_pass_is_forgotten():
-    cost = ForwardCost()
-    for milliseconds in (10, 10, 900, 10, 10):
-        cost.observe(8, milliseconds)
-    assert cost(np.array([8]))[0] == pytest.approx(10)
-    for _ in range(9):
-        cost.observe(8, 30)
-    assert cost(np.array([8]))[0] == pytest.approx(30)
-
-
-def test_a_plain_pass_after_a_long_prompt_tells_what_larger_ones_cost_there():
-    cost = taught_cost(linear(0.5))
-    short = cost(np.array([1, 16, 64]), 64)
-    assert cost(np.array([1, 16, 64]), 4096) == pytest.approx(short)  # nothing is known there
-    assert not cost.is_measured(4096)
-    for _ in range(3):
-        cost.observe(1, 30.0, 4096)
-    assert cost.is_measured(4096)
-    assert cost(np.array([1, 16, 64]), 4096) == pytest.approx(3 * short, rel=0.1)
-    assert cost(np.array([1, 16, 64]), 64) == pytest.approx(short, rel=0.05)
-    assert short[0] < cost(np.array([1]), 600)[0] < 30  # in between
-
-
-def test_a_batch_has_prices_of_its_own():
-    cost = taught_cost(linear(0.5))
-    for _ in range(3):
-        cost.observe(8, 3 * linear(0.5)(8), 64, 8)
-    assert cost(np.array([16]), 64, 8)[0] == pytest.approx(3 * linear(0.5)(16), rel=0.1)
-    assert cost(np.array([16]), 64)[0] == pytest.approx(linear(0.5)(16), rel=0.05)
-
-
-def test_a_step_of_two_rows_may_be_dearer_than_one_of_eight():
-    cost = ForwardCost()
-    for rows, milliseconds in ((1, 72.0), (2, 132.0), (8, 108.0)):
-        for _ in range(3):
-            cost.observe(rows, milliseconds)
-    assert cost(np.array([1, 2, 8])) == pytest.approx([72, 132, 108], rel=0.01)
-
-
-def test_prices_can_be_kept_and_what_is_measured_later_outvotes_them():
-    cost = taught_cost(stock_float32, contexts=(64, 2048))
-    kept = ForwardCost()
-    kept.restore(json.loads(json.dumps(cost.state())))
-    rows = np.array([1, 2, 8, 17, 64])
-    for context in (64, 2048):
-        assert kept(rows, context) == pytest.approx(cost(rows, context), rel=1e-3)
-    for _ in range(5):
-        kept.observe(1, 720.0, 64)
-    assert kept(np.array([1]), 64)[0] == pytest.approx(720, rel=0.2)
-
-
-@pytest.mark.parametrize(
-    "entry", [[1, 2, 3], [0, 1, 0, 5.0], [1, 1, 0, -1.0], [1, 1, 0, float("nan")], ["a"] * 4]
-)
-def test_what_is_no_price_is_refused(entry):
-    with pytest.raises(ConfigError, match="no cost of a pass"):
-        ForwardCost().restore([entry])
