@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import transformers as hf
 
@@ -14,6 +15,9 @@ from hasten.core import Acceptance
 from hasten.models.forwards import prepare
 from hasten.models.tree_session import TreeSession
 from hasten.tree import DraftTree
+
+DTYPES = [torch.float32, torch.bfloat16]
+needs_mkldnn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
 
 _LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -162,3 +166,12 @@ def accept(session: Any, texts: list[list[int]], trees: list[Any], nodes: list[i
         acceptances.append(Acceptance(path, [*tree.token_ids[path].tolist(), bonus]))
         text.extend(acceptances[-1].token_ids)
     session.keep(acceptances)
+
+
+@torch.inference_mode()
+def stock_logits(model, text):
+    return model(torch.tensor([text])).logits[0].float()
+
+
+def assert_close(found, expected, tolerance=1e-4):
+    assert float((found - expected).abs().max()) <= tolerance * float(expected.abs().max())
