@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-PROMPT_SHARE = 0.015
+LEARNING_SHARE = 0.015
 """Of the time a prompt takes, what learning from its rows may cost."""
 
 
@@ -31,7 +31,7 @@ class PromptPrices:
 
     def num_positions(self, num_tokens: int) -> int:
         """How many positions of prompts of so many tokens, together, may have candidates."""
-        left = PROMPT_SHARE * num_tokens * self.token_ms - self.first_ms
+        left = LEARNING_SHARE * num_tokens * self.token_ms - self.first_ms
         if left <= 0:
             return 0
         return num_tokens if self.position_ms * num_tokens <= left else int(left / self.position_ms)
