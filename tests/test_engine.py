@@ -187,7 +187,7 @@ def interrupt(monkeypatch, method, call):
     monkeypatch.setattr(TreeSession, method, interrupted)
 
 
-@pytest.mark.parametrize(("method", "call"), [("prefill", 1), ("forward", 1), ("forward", 4), ("keep", 3)])
+@pytest.mark.parametrize(("method", "call"), [("prefill", 1), ("find", 1), ("find", 4), ("keep", 3)])
 def test_an_interrupt_keeps_what_was_written(models, monkeypatch, method, call):
     lm = models()
     lm.target.probe  # noqa: B018 (probes use sessions too)
@@ -210,7 +210,7 @@ def test_finished_texts_of_an_interrupted_call_say_so(models, monkeypatch):
     lm = models()
     lm.generate(PROMPTS[0], PARAMS)
     with monkeypatch.context() as patch:
-        interrupt(patch, "forward", 20)
+        interrupt(patch, "find", 20)
         with pytest.raises(GenerationInterrupted) as caught:
             lm.generate(PROMPTS, PARAMS, batch_size=1, drafter="off")
     assert [one.finish_reason for one in caught.value.outputs] == ["length", "interrupted", "interrupted"]
@@ -235,7 +235,7 @@ def test_an_error_in_the_middle_ends_the_drafters_sequences(models, monkeypatch)
     lm = models()
     recorder = Recorder(Adversary(random_tree))
     monkeypatch.setattr(
-        TreeSession, "forward", lambda session, trees: (_ for _ in ()).throw(ModelError("broken"))
+        TreeSession, "find", lambda session, *asked: (_ for _ in ()).throw(ModelError("broken"))
     )
     with pytest.raises(ModelError, match="broken"):
         lm.generate(PROMPTS, PARAMS, drafter=recorder)
