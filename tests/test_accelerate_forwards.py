@@ -6,12 +6,11 @@ import pytest
 import torch
 
 import hasten
-from compiled_models import decoder
+from compiled_models import decoder, needs_mkldnn
 from hasten.errors import ConfigError, ModelError
 from hasten.models.compiled.executor import CompiledForward
 from hasten.models.stand_in import StandIn
 
-needs_mkldnn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
 WAYS = ["compiled", pytest.param("packed", marks=needs_mkldnn)]
 PROMPT = torch.tensor([[5, 9, 13, 22, 5, 9, 13]])
 

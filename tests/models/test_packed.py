@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from compiled_models import needs_mkldnn
 from conftest import VOCAB, build_model
 from hasten.core import SamplingParams
 from hasten.engine import LanguageModel
@@ -17,8 +18,6 @@ from hasten.models.forwards import prepare
 from hasten.models.packed import OneDnnLinear, PackedLinear, can_pack, pack_linears, packed_ratio
 from hasten.models.stand_in import restore
 from seq2seq_models import build_seq2seq
-
-needs_mkldnn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
 
 
 @needs_mkldnn
