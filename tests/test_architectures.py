@@ -33,10 +33,7 @@ SELECTED = [(name, COMBINATIONS[29 * place % len(COMBINATIONS)]) for place, name
 
 
 def transformers_greedy(model: Any, prompt: list[int]) -> list[int]:
-    """By a model that has read nothing: RecurrentGemma begins a text of one token with the last one's state.
-
-    What generation settings force at the end of a text is no matter of the architecture.
-    """
+    """By a model that has read nothing: RecurrentGemma begins a text of one token with the last state."""
     input_ids = torch.tensor([prompt])
     written = copy.deepcopy(model).generate(
         input_ids,
@@ -45,7 +42,6 @@ def transformers_greedy(model: Any, prompt: list[int]) -> list[int]:
         do_sample=False,
         eos_token_id=-1,
         pad_token_id=0,
-        forced_eos_token_id=None,
     )
     return written[0, len(prompt) :].tolist()
 

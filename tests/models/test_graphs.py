@@ -260,7 +260,9 @@ def test_auto_takes_what_was_measured_to_be_fastest(stock, replayed, expected, o
 @pytest.mark.parametrize("name", TREE_MODELS)
 def test_what_is_recorded_reads_nothing_of_the_host(name):
     """On the meta device, which has no values: a tensor of the CPU or a look at a value is an error."""
-    forward = GraphedForward(build_model(name, torch.bfloat16).to("meta"), lambda run: (lambda: None, run()))
+    forward = GraphedForward(build_model(name, torch.bfloat16), lambda run: (lambda: None, run()))
+    forward.model.to("meta")  # afterwards: a model without weights is refused
+    forward.device = torch.device("meta")
     cache, text = graphs.SlotCache(), torch.zeros(2, 5, dtype=torch.int64, device="meta")
     with torch.inference_mode():
         forward.model(

@@ -11,6 +11,7 @@ from forks import NoStop, sequence_of
 from sampled_trees import EXACT, Laws, grown, rule_of
 
 from hasten.core import SamplingParams
+from hasten.detokenising import Detokeniser
 from hasten.sampling import Sampler
 from hasten.stopping import StopConditions, TextStream
 from hasten.tree import DraftTree
@@ -136,6 +137,13 @@ def test_processors_with_a_state_see_each_written_position_once_and_in_order(nam
         assert all(token != at % 5 for at, token in enumerate(sequence.token_ids) if at >= 2)
 
 
+class Letters:
+    """A tokenizer of five letters."""
+
+    def decode(self, token_ids, **options):
+        return "".join("abcde"[token_id] for token_id in token_ids)
+
+
 class Told:
     """Remembers what a stop rule was told."""
 
@@ -154,9 +162,7 @@ def stops():
     yield "length", lambda: StopConditions(frozenset(), 2, None)
     yield (
         "stop string",
-        lambda: StopConditions(
-            frozenset(), 100, TextStream(lambda ids: "".join("abcde"[i] for i in ids), "bc")
-        ),
+        lambda: StopConditions(frozenset(), 100, TextStream(Detokeniser(Letters()), "bc")),
     )
 
 
