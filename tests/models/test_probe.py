@@ -11,13 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import ARCHITECTURES, build_model
+from conftest import ARCHITECTURES, BASE, build_model
+from hasten.core import SamplingParams
+from hasten.engine import LanguageModel
 from hasten.errors import ConfigError, ModelError
 from hasten.models.attention import AttentionKinds
 from hasten.models.causal_lm import CausalLM
 from hasten.models.full_precision import FullPrecision
 from hasten.models.probe import SESSIONS, probe
 from small_architectures import build
+
+GREEDY = SamplingParams(max_new_tokens=12, ignore_eos=True)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -115,6 +119,23 @@ def test_a_model_whose_trees_give_nan_is_not_given_trees():
     found = CausalLM(model).probe
     assert found.mode == "chain"
     assert "nan" in found.rejected["tree"]
+
+
+def test_a_model_that_gives_nan_for_some_tokens_writes_its_text_without_drafts(caplog):
+    """A comparison with NaN says nothing of trees, for or against; texts without such tokens are right."""
+    model, prompt = build_model(), [5, 9, 13, 22, 5, 9]
+    expected = LanguageModel(CausalLM(model), drafter="off").generate(prompt, GREEDY).token_ids
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        unused = sorted(set(range(BASE["vocab_size"])) - {*prompt, *expected})
+        broken.get_input_embeddings().weight[unused] = torch.nan
+    lm = LanguageModel(CausalLM(broken), drafter="auto")
+    assert lm.generate(prompt, GREEDY).token_ids == expected
+    found = lm.target.probe
+    assert found.mode == "recompute"
+    assert list(found.rejected) == list(SESSIONS)[:-1]
+    assert all("NaN" in why and "check its weights" in why for why in found.rejected.values())
+    assert "nothing can be drafted: plain passes give NaN" in caplog.text
 
 
 def _faults():

@@ -9,7 +9,6 @@ import torch
 from transformers import GenerationConfig
 
 from hasten.errors import ConfigError, ModelError
-from hasten.models.probe import ProbeResult
 
 
 class _Option(NamedTuple):
@@ -143,15 +142,6 @@ def padding_of(
                 "or call model.generate.original(...)"
             )
     return [int(count) for count in padding.tolist()]
-
-
-def refuse_mixing(probe: ProbeResult) -> None:
-    """ModelError where even reading the whole text again gives other logits."""
-    if problem := probe.rejected.get("recompute"):
-        raise ModelError(
-            f"the logits of this model depend on what else is in the pass ({problem}), as with activations "
-            "quantised by one scale for all rows, so no two ways to decode agree; use hasten.restore(model)"
-        )
 
 
 def refuse_model(model: Any, wrapper: Any) -> None:

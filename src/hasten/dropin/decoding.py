@@ -22,7 +22,6 @@ from hasten.drafters import Drafter
 from hasten.dropin.arguments import (
     config_value,
     padding_of,
-    refuse_mixing,
     refuse_model_inputs,
     refuse_options,
 )
@@ -75,7 +74,6 @@ class Decoding:
     ) -> GenerateDecoderOnlyOutput | torch.Tensor:
         refuse_options(partial(config_value, generation_config))
         refuse_model_inputs(model_kwargs)
-        refuse_mixing(self._language_model.target.probe)
         prepared = Prepared(
             input_ids=input_ids,
             padding=padding_of(

@@ -78,7 +78,9 @@ class CausalLM(Target):
         if "recompute" in found.rejected:
             raise ModelError(
                 f"{type(self.forward.model).__name__} gives other logits for a text in one pass than token "
-                f"by token ({found.rejected['recompute']}): drafts cannot be verified; use its own generate"
+                f"by token ({found.rejected['recompute']}), as those that depend on what else is in the pass "
+                "do (activations quantised by one scale for all rows): drafts cannot be verified; use its "
+                "own generate, which hasten.restore(model) gives back after hasten.accelerate"
             )
         return found
 

@@ -103,6 +103,14 @@ def probe(
         noise, why_not = trials.run(lambda start=start: start(forward))  # type: ignore[misc]
         if not why_not:
             return ProbeResult(mode, noise, rejected)
+        if trials.give_nan:
+            # What is compared with NaN says nothing; the text's own NaN is found where its token is chosen.
+            why_not = (
+                "plain passes give NaN: load the model in float32 (dtype='float32'), or check its weights"
+            )
+            _log.warning("nothing can be drafted: %s", why_not)
+            untried = [each for each in sessions if each not in rejected and each != "recompute"]
+            return ProbeResult("recompute", 0.0, rejected | dict.fromkeys(untried, why_not))
         rejected[mode] = why_not
     return ProbeResult("recompute", 0.0, rejected)
 
@@ -140,6 +148,11 @@ class _Trials:
         if not is_exact:
             references = _references(plain, texts or _texts(plain, num_rows))
             self._settings.append(_Setting(references, nullcontext, _ALLOWED_ROUNDED))
+
+    @property
+    def give_nan(self) -> bool:
+        """Whether logits of the model's own passes, as far as they were needed, are NaN."""
+        return any(reference.has_nan for setting in self._settings for reference in setting.references)
 
     def run(self, start: Callable[[], Session]) -> tuple[float, str]:
         """(the largest error, why the sessions will not do or "")"""
@@ -248,6 +261,10 @@ class _Reference:
         self.text = text
         self._known: dict[tuple[int, ...], torch.Tensor] = {}
         self.logits(text.prompt)  # by a pass that ends there: what is to come must not matter (XLNet)
+
+    @property
+    def has_nan(self) -> bool:
+        return any(bool(row.isnan().any()) for row in self._known.values())
 
     def error(self, found: torch.Tensor, token_ids: list[int]) -> float:
         """Of logits after a text, relative to what a wrong token changes.
