@@ -14,7 +14,7 @@ data=$1
 output=$2
 hasten=${HASTEN:-hasten}
 # Every drafter that needs nothing but the model.
-drafters=token-recycling,token-recycling-template,aded,suffix,prompt-lookup,copyspec,aggressive,llma,lookahead,rasd,space,lud,jacobi,tokenswift,superposed
+drafters=token-recycling,token-recycling-template,aded,suffix,prompt-lookup,adapld,copyspec,aggressive,llma,stand,logitspec,lookahead,rasd,space,lud,jacobi,tokenswift,superposed
 size=(--limit "${LIMIT:-8}" --max-new-tokens "${TOKENS:-128}")
 common=(demo --shape 135m --dtype bfloat16 "${size[@]}")
 index=()

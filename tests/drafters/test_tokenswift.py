@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, strategies as st
 from proposals import check_tree, gains, paths, periodic, sequence_of
 
-from conftest import VOCAB, build_model
+from conftest import VOCAB, build_model, drawn_as
 from hasten.core import SamplingParams
 from hasten.drafters.ngram_pool import CONTINUATION, NgramPool
 from hasten.drafters.tokenswift import TokenSwift
@@ -188,7 +188,8 @@ def test_long_texts_are_those_of_plain_decoding_alone_and_side_by_side(
         assert sum(one.stats.num_accepted_tokens for one in batch) > 50
     for row in (1, 3):
         drafter = swift(lm, budget=budget)
-        alone = lm.generate(PROMPTS[row], PARAMS[name], drafter=drafter, num_draft_tokens=16)
+        params = drawn_as(batch[row], PARAMS[name])
+        alone = lm.generate(PROMPTS[row], params, drafter=drafter, num_draft_tokens=16)
         assert alone.token_ids == batch[row].token_ids
         # The same drafts in a batch as alone: every row is drafted from its own cache, also when others left.
         assert alone.stats.num_steps == batch[row].stats.num_steps
