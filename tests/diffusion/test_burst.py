@@ -121,12 +121,15 @@ def test_more_orders_keep_no_shorter_a_beginning():
 
 def test_all_orders_are_asked_for_in_one_forward_pass_and_leave_written_places_out():
     oracle = chains(0, length=6)
-    written = write(oracle, "burst:3", params=SAMPLED, prompt=(1, 1), seed=2)
+    strategy = parse_strategy("burst:3", oracle.spec)
+    ranks = strategy.selector.start(Canvas.after((1, 1), np.full(6, 3)))
+    written = write(oracle, strategy, params=SAMPLED, prompt=(1, 1), seed=2)
     is_open = np.arange(8) >= 2
+    assert len({tuple(query.chain.tolist()) for query in oracle.queries[1]}) == 3
     for record, asked in zip(written.records, oracle.queries[1::2], strict=False):
-        assert len({tuple(query.chain.tolist()) for query in asked}) == len(asked) == 3
-        for query in asked:
-            assert sorted(query.chain.tolist()) == np.flatnonzero(is_open).tolist()
+        assert len(asked) == 3
+        for query, own in zip(asked, ranks, strict=True):
+            assert query.chain.tolist() == sorted(np.flatnonzero(is_open), key=own.__getitem__)
             assert (query.token_ids < 3).all()
         assert set(record.positions.tolist()) in [
             set(query.chain[: len(record.positions)].tolist()) for query in asked

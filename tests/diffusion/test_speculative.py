@@ -25,6 +25,7 @@ from hasten.diffusion.rejection import weighed
 from hasten.diffusion.selectors import burst
 from hasten.diffusion.verifiers import speculative
 from hasten.errors import ConfigError
+from hasten.noise import gumbel_noise
 from verify.forks import Forks, distance
 
 ORDERS = ("random", "left-to-right")
@@ -57,22 +58,33 @@ def test_a_draft_is_kept_as_often_as_two_laws_overlap():
         assert kept == pytest.approx(np.minimum(drafted, law).sum(), abs=0.06)
 
 
-def weighed_with(stream, count=1000):
-    """Candidates of one law weighed against another, as the numbers of a stream will have it."""
+def weighed_with(numbers, count=1000):
+    """Candidates of one law weighed against another, with the numbers that ``numbers`` makes of a draw."""
     was, law = np.array([0.6, 0.3, 0.1]), np.array([0.2, 0.5, 0.3])
     prediction = Prediction(np.array([3]), torch.from_numpy(np.log(was))[None])
     for seed in range(count):
         draw = Draw(SAMPLED, seed)
         token_id = int(draw(prediction).token_ids[0])
-        yield weighed(token_id, was, law, draw.generator(3, stream))
+        yield weighed(token_id, was, law, numbers(draw))
+
+
+class OfTheCandidates:
+    """The numbers behind the noise that candidates are drawn with, once more."""
+
+    def __init__(self, draw):
+        noise = gumbel_noise(draw.seed, draw.sample, position=3, vocab_size=3)
+        self._numbers = iter(np.exp(-np.exp(-noise.astype(float))))
+
+    def random(self):
+        return next(self._numbers)
 
 
 @pytest.mark.parametrize("stream", [speculative.STREAM, burst.STREAM])
 def test_a_draft_is_weighed_with_other_random_numbers_than_it_was_drawn_with(stream):
     law = {0: 0.2, 1: 0.5, 2: 0.3}
-    require_law(list(weighed_with(stream)), law)
+    require_law(list(weighed_with(lambda draw: draw.generator(3, stream))), law)
     with pytest.raises(AssertionError):
-        require_law(list(weighed_with(stream=0)), law)
+        require_law(list(weighed_with(OfTheCandidates)), law)
 
 
 @pytest.mark.parametrize("params", [SAMPLED, WARPED], ids=["sampled", "warped"])

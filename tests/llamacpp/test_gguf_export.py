@@ -16,7 +16,7 @@ from hasten.errors import ConfigError, MissingExtra, ModelError, StoreError
 from hasten.models.bundled_models import bundled_path
 from hasten.models.gguf_export import export_gguf
 from hasten.models.loading import load_pretrained
-from hasten.models.packed import pack_linears
+from hasten.models.packed import PackedLinear, can_pack, pack_linears
 
 
 @pytest.fixture(scope="module")
@@ -162,12 +162,22 @@ def test_what_cannot_be_written_is_refused(demo, tmp_path):
         export_gguf(build_model("llama", rope_parameters=scaling), None, path)
     with pytest.raises(ModelError, match="hidden_act='gelu'"):
         export_gguf(build_model("llama", hidden_act="gelu"), None, path)
-    packed = build_model("llama")
-    if torch.backends.mkldnn.is_available():
-        pack_linears(packed)
-        with pytest.raises(ModelError, match="forward='stock'"):
-            export_gguf(packed, None, path)
+    without = build_model("llama")
+    without.model.layers[1].mlp.up_proj = torch.nn.Identity()
+    with pytest.raises(ModelError, match="layer 1 of LlamaForCausalLM has no weights for 'ffn_up'"):
+        export_gguf(without, None, path)
     assert not path.exists()
+
+
+def test_packed_layers_are_written_as_what_they_stand_for(tmp_path):
+    model = build_model("llama", attention_bias=True)
+    export_gguf(model, None, tmp_path / "stock.gguf")
+    if not can_pack(model.lm_head):
+        pytest.skip("oneDNN packs no float32 layers here")
+    pack_linears(model)
+    assert isinstance(model.model.layers[1].mlp.up_proj, PackedLinear)
+    export_gguf(model, None, tmp_path / "packed.gguf")
+    assert (tmp_path / "packed.gguf").read_bytes() == (tmp_path / "stock.gguf").read_bytes()
 
 
 def test_a_tokenizer_that_llama_cpp_would_read_differently_is_refused(demo, tokenizer, tmp_path):

@@ -39,7 +39,7 @@ from denoiser_checkpoints import (
 from hasten.canvas import SPEC_FILE, DenoiserSpec, Query
 from hasten.errors import ConfigError, ModelError
 from hasten.models.denoisers import is_denoiser, load_denoiser
-from hasten.models.foreign import INDEX_FILE, WEIGHTS_FILE
+from hasten.models.weights import INDEX_FILE, WEIGHTS_FILE
 
 TEXT = np.array([7, 30, MASK, 99, MASK, MASK, 12, 250, MASK, 5, 40])
 

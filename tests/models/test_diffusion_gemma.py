@@ -17,7 +17,7 @@ from hasten.canvas import DenoiserSpec, Prediction, Query
 from hasten.errors import ConfigError, ModelError, PromptError
 from hasten.models.denoisers import is_denoiser, load_denoiser
 from hasten.models.diffusion_gemma import DiffusionGemma
-from hasten.models.foreign import WEIGHTS_FILE
+from hasten.models.weights import WEIGHTS_FILE
 
 SPEC = DenoiserSpec(mask_id=None, attention="encoder-decoder", block_size=CANVAS, noise="uniform")
 TEXT = np.random.default_rng(3).integers(2, VOCAB - 3, 3 * CANVAS + 11)

@@ -95,6 +95,27 @@ def test_integers_without_their_recipe_are_an_error(folder):
         hasten.load(folder)
 
 
+def test_integers_are_found_in_any_part_of_a_checkpoint(folder):
+    file = folder / "model.safetensors"
+    weights = load_file(file) | {MISSING: torch.ones(64, 32, dtype=torch.int8)}
+    file.unlink()
+    places = {name: f"part-{number % 2}.safetensors" for number, name in enumerate(sorted(weights))}
+    for part in set(places.values()):
+        save_file({name: weights[name] for name in weights if places[name] == part}, folder / part)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    with pytest.raises(ModelError, match=rf"{places[MISSING]} holds integers for {MISSING}"):
+        hasten.load(folder)
+
+
+def test_what_else_lies_in_the_folder_is_not_the_checkpoint(folder):
+    (folder / "confidence_filter.safetensors").write_bytes(b"nothing")
+    save_file({MISSING: torch.ones(64, 32, dtype=torch.int8)}, folder / "other.safetensors")
+    names = load_file(folder / "model.safetensors")
+    stale = json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, "other.safetensors")})
+    (folder / "model.safetensors.index.json").write_text(stale)
+    assert hasten.load(folder).generate([5], PARAMS).token_ids
+
+
 @pytest.mark.parametrize("wrong", [{"num_hidden_layers": 3}, {"num_hidden_layers": 1}, {"hidden_size": 64}])
 def test_a_config_of_another_model_is_an_error(folder, wrong):
     configure(folder, **wrong)

@@ -21,7 +21,7 @@ from hasten.sampling import keyed_generator, warp
 Noise = Callable[[Ids, int], Ids]
 """(positions, number of the forward pass) -> what they hold while they are open"""
 NOISE_STREAM = 1
-"""of the keyed generator; its stream 0 draws candidates"""
+"""of the keyed generator"""
 
 
 class Draw:
@@ -63,7 +63,7 @@ class Draw:
         return torch.softmax(warp(logits, self.params).double(), -1)
 
     def generator(self, position: int, stream: int) -> np.random.Generator:
-        """Random numbers of a position, independent of those of other streams; 0 draws its candidates."""
+        """Random numbers of a position, independent of other streams' and of its candidates' noise."""
         return keyed_generator(self.seed, self.sample, position, stream)
 
     def _noise_at(self, prediction: Prediction) -> torch.Tensor:

@@ -8,7 +8,6 @@ have a place, and each place a weight.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +19,13 @@ from torch import nn
 
 from hasten.canvas import Denoiser, DenoiserSpec
 from hasten.errors import ModelError
-from hasten.models.weights import listed
+from hasten.models.weights import listed, weight_files
 
 Config = Mapping[str, Any]
 Rename = Callable[[str], str | None]
 """the module's name of a weight of the files; None for what the module computes itself"""
 Shape = tuple[int, ...]
 
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 _NOT_OF_THE_MODEL = ("model_type", "architectures", "dtype", "use_cache", "transformers_version")
 
 
@@ -130,17 +127,14 @@ def read_weights(
 
 def _weight_files(folder: Path) -> list[Path]:
     """Raises ModelError for a folder without safetensors, or with some of them missing."""
-    index = folder / INDEX_FILE
-    names = [WEIGHTS_FILE]
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    missing = [name for name in names if not (folder / name).is_file()]
+    files = weight_files(folder)
+    missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise ModelError(
             f"{folder} has no {listed(missing)}; weights are read from safetensors files only, so save the "
             "checkpoint in that format"
         )
-    return [folder / name for name in names]
+    return files
 
 
 def _check_correspondence(

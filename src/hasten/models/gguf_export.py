@@ -202,7 +202,7 @@ def _tensors(model: Any, architecture: _Architecture, dtype: str) -> Iterator[_T
 
 
 def _require_complete(tensors: list[_Tensor], model: Any) -> None:
-    """Raises ModelError where a layer has no weights of its own, as a packed one."""
+    """Raises ModelError where a layer has no weights of its own, as one that was replaced."""
     names = {each.name for each in tensors}
     needed = [name for name in _LAYER_NAMES.values() if not name.endswith(("q_norm", "k_norm"))]
     for layer in range(model.config.num_hidden_layers):
@@ -210,7 +210,7 @@ def _require_complete(tensors: list[_Tensor], model: Any) -> None:
             if f"blk.{layer}.{name}.weight" not in names:
                 raise ModelError(
                     f"layer {layer} of {type(model).__name__} has no weights for {name!r}; give a model with "
-                    "transformers' own layers, loaded with forward='stock'"
+                    "transformers' own layers"
                 )
 
 

@@ -6,6 +6,7 @@ log. A model with one random layer writes nonsense without an error, so here eac
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from safetensors import safe_open
 
 from hasten.errors import ModelError
 
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
 _SHOWN = 4
 _INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL")
 _ANYWAY = "if that is what you want, load it with transformers and give hasten the object instead of the name"
@@ -60,7 +63,7 @@ def _refuse_integers(model: Any, folder: Path) -> None:
     transformers would take them for the values themselves. Looks at a local folder's safetensors files.
     """
     floats = {name for name, weight in model.named_parameters() if weight.is_floating_point()}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in filter(Path.is_file, weight_files(folder)):
         with safe_open(file, framework="pt") as opened:
             wrong = [
                 name
@@ -72,6 +75,18 @@ def _refuse_integers(model: Any, folder: Path) -> None:
                 f"{file.name} holds integers for {listed(sorted(wrong))}, and config.json does not say how "
                 "they were quantised (quantization_config); take the checkpoint that is not quantised"
             )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, there or not; what else lies in its folder is none of them.
+
+    As in transformers, an index counts where there is no single file.
+    """
+    single, index = folder / WEIGHTS_FILE, folder / INDEX_FILE
+    if single.is_file() or not index.is_file():
+        return [single]
+    names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    return [folder / name for name in sorted(set(names))]
 
 
 def listed(names: Iterable[str]) -> str:
