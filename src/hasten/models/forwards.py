@@ -49,8 +49,9 @@ def prepare(model: Any, asked: str = "auto") -> Prepared:
     Args:
         asked: "stock" leaves the model as it is. "packed" lays its linear layers out anew. "compiled" runs
             whole passes in one compiled function, which decoders of the kind of Llama allow. Both are for
-            CPUs, and take the weights over: afterwards the model can neither be trained nor saved. "graphs"
-            replays passes that a GPU has recorded. "auto" measures and keeps the fastest.
+            CPUs, and take the weights over: until ``stand_in.restore`` gives them back, the model can be run
+            and saved, but not be trained, moved or converted. "graphs" replays passes that a GPU has
+            recorded. "auto" measures and keeps the fastest.
 
     Raises ConfigError for an unknown name, or a way that this model or machine does not allow.
     """
