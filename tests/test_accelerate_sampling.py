@@ -67,7 +67,7 @@ def test_drawing_among_the_best_gives_the_tokens_of_whole_logits(monkeypatch, op
     monkeypatch.setattr(Row, "foresee", lambda *row: foreseen.append(foresee(*row)) or foreseen[-1])
 
     def texts(most: int) -> list[list[int]]:
-        monkeypatch.setattr(rows, "_MOST_BEST", most)
+        monkeypatch.setattr(rows, "MOST_BEST", most)
         torch.manual_seed(3)
         return model.generate(**BATCH, **options, do_sample=True, max_new_tokens=30).tolist()
 

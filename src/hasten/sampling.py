@@ -21,7 +21,7 @@ from hasten.logits import Draw, Logits, Tokens
 from hasten.noise import NoiseKey, gumbel_noise_of, recent_gumbel_noise
 from hasten.processors import own_processors
 
-_MOST_BEST = 256
+MOST_BEST = 256
 """Tokens that top_k may leave for them to be found in the pass; more are cut from the logits as a whole."""
 
 _GUESS_STREAM = 3
@@ -117,7 +117,7 @@ class Sampler:
         if self.processors:
             return None
         if not self.is_greedy:
-            if params.top_k is not None and params.top_k <= _MOST_BEST:
+            if params.top_k is not None and params.top_k <= MOST_BEST:
                 num_best = params.top_k
             elif params.top_k is not None or params.top_p < 1 or params.min_p > 0:
                 return None
@@ -211,9 +211,14 @@ class Sampler:
 
 
 def _checked(token_id: int, score: float, position: int) -> int:
-    if not np.isfinite(score):
+    require_finite(score, position)
+    return token_id
+
+
+def require_finite(best_score: float, position: int) -> None:
+    """Raises ModelError for logits that hold NaN, or of which no token is left."""
+    if not np.isfinite(best_score):
         raise ModelError(
-            f"the best score at position {position} is {score}: the model gave no usable logits there; "
+            f"the best score at position {position} is {best_score}: the model gave no usable logits there; "
             "load it in float32 (dtype='float32'), or check its weights and the logits processors"
         )
-    return token_id

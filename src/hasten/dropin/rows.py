@@ -34,6 +34,7 @@ from hasten.errors import ModelError
 from hasten.logits import Draw, Logits, Tokens
 from hasten.noise import NoiseKey, gumbel_noise_of, recent_gumbel_noise
 from hasten.processors import own_copy
+from hasten.sampling import MOST_BEST
 
 _WARPERS = (
     hf.EpsilonLogitsWarper,
@@ -49,8 +50,6 @@ _WARPERS = (
 _CUTS = (hf.MinPLogitsWarper, hf.TopPLogitsWarper)
 _AMONG_THE_BEST = (hf.TemperatureLogitsWarper, hf.TopKLogitsWarper, *_CUTS)
 """After top-k, these need to see no other tokens than those it leaves."""
-_MOST_BEST = 256
-"""Tokens that are found in the pass."""
 
 _ROW_BY_ROW = (
     *_WARPERS,
@@ -259,7 +258,7 @@ def _num_best(processors: list[Processor]) -> int | None:
     if sum(cuts) != 1 or any(type(one) in _CUTS for one in processors[: cuts.index(True)]):
         return None
     num_best = int(processors[cuts.index(True)].top_k)  # type: ignore[attr-defined]
-    return num_best if num_best <= _MOST_BEST else None
+    return num_best if num_best <= MOST_BEST else None
 
 
 def _processor_of_row(processor: Any, row: int, batch_size: int) -> Processor:

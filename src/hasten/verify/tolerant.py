@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from hasten.core import Acceptance, LogitRows, Sequence, TokenSampler
-from hasten.errors import ConfigError, ModelError
+from hasten.errors import ConfigError
+from hasten.sampling import require_finite
 from hasten.tree import DraftTree
 from hasten.verify.walk import walk
 
@@ -62,7 +63,7 @@ def tolerant(beta: int = 3, tau: float = 1.0) -> Callable[[DraftTree, LogitRows,
 
         def choose(node: int, token_ids: list[int]) -> tuple[int, int | None]:
             scores = sampler.scores(logits[node + 1], token_ids)
-            _require_finite(scores, len(token_ids))
+            require_finite(float(scores.max()), len(token_ids))  # a NaN anywhere is the maximum
             drafted = tree.token_ids[np.flatnonzero(tree.parents == node)]
             token_id = _choose(drafted, scores, beta, tau)
             return token_id, tree.child(node, token_id)
@@ -82,12 +83,3 @@ def _choose(drafted: NDArray[np.int64], scores: torch.Tensor, beta: int, tau: fl
     is_near = float(scores[own] - found[place]) <= tau
     num_ahead = int((scores >= found[place]).sum()) - 1  # itself does not count, a tie does
     return int(drafted[place]) if is_near and num_ahead < beta else own
-
-
-def _require_finite(scores: torch.Tensor, position: int) -> None:
-    highest = float(scores.max())  # a NaN anywhere is the maximum
-    if not np.isfinite(highest):
-        raise ModelError(
-            f"the best score at position {position} is {highest}: the model gave no usable logits there; "
-            "load it in float32 (dtype='float32'), or check its weights and the logits processors"
-        )
