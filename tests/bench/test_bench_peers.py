@@ -19,14 +19,23 @@ from conftest import build_model
 from hasten.bench.baselines import BASELINES, Given
 from hasten.bench.methods import Method, TransformersMethod
 from hasten.bench.models import load_stock
-from hasten.bench.peers import llamacpp
+from hasten.bench.peers import dejavuu, llamacpp
 from hasten.bench.runner import BenchConfig
 from hasten.core import SamplingParams
 from hasten.errors import ConfigError, ModelError
 from hasten.models import llama_library
 
-PEERS = [name for name, baseline in BASELINES.items() if baseline.is_peer]
-PACKAGES = {"llamacpp": ("llama_cpp", "gguf"), "openvino-genai": ("openvino_genai",)}
+NAMES = [name for name, baseline in BASELINES.items() if baseline.is_peer]
+# Of dejavuu's many methods the ordinary suite runs the one that stands for it.
+PEERS = [
+    pytest.param(name, marks=[pytest.mark.slow] if name.startswith("dejavuu-") else []) for name in NAMES
+]
+PACKAGES = {
+    "llamacpp": ("llama_cpp", "gguf"),
+    "openvino": ("openvino_genai",),
+    "dejavuu": ("dejavuu", "loguru"),
+}
+"""by the first word of a peer's name"""
 STORY = "User: Tell me a story about Tom and his dog Rex. Tom and his dog Rex lived in a town.\nAssistant:"
 
 
@@ -42,7 +51,7 @@ def peer(stock: Any) -> Callable[[str], Method]:
     made: dict[str, Method] = {}
 
     def get(name: str) -> Method:
-        for package in PACKAGES[name.removesuffix("-lookup")]:
+        for package in PACKAGES[name.partition("-")[0]]:
             pytest.importorskip(package)
         if name not in made:
             made[name] = BASELINES[name].make(name, given)
@@ -58,12 +67,15 @@ def prompt(stock: Any) -> list[int]:
 
 @pytest.fixture
 def no_packages(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    llama_library.bindings.cache_clear()
+    known = (llama_library.bindings, dejavuu._library)
+    for one in known:
+        one.cache_clear()
     with monkeypatch.context() as patch:
-        for name in ("llama_cpp", "openvino_genai"):
+        for name in ("llama_cpp", "openvino_genai", "dejavuu"):
             patch.setitem(sys.modules, name, None)
         yield
-    llama_library.bindings.cache_clear()
+    for one in known:
+        one.cache_clear()
 
 
 @pytest.mark.parametrize("name", PEERS)
@@ -157,12 +169,14 @@ def test_the_stock_model_stays_as_it_was(peer: Callable[[str], Method], stock: A
 @pytest.mark.usefixtures("no_packages")
 def test_missing_packages_are_left_out_with_their_pip_line(tmp_path: Path) -> None:
     path = tmp_path / "out.json"
-    result = bench("--prompts", "demo", "--limit", "1", "--baselines", ",".join(PEERS), "--json", str(path))
+    result = bench("--prompts", "demo", "--limit", "1", "--baselines", ",".join(NAMES), "--json", str(path))
     assert result.exit_code == 0, result.output
     lines = {line.partition(" is left out: ")[0]: line for line in result.stderr.splitlines()}
     for name in ("llamacpp", "llamacpp-lookup"):
         assert "pip install 'hasten[llamacpp]'" in lines[name]
     assert "pip install openvino-genai" in lines["openvino-genai"]
+    for name in (name for name in NAMES if name.startswith("dejavuu")):
+        assert "pip install --ignore-requires-python --no-deps dejavuu" in lines[name]
     methods = [record["method"] for record in json.loads(path.read_text())["records"]]
     assert methods == ["plain", "auto"]
 
