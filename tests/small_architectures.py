@@ -152,8 +152,9 @@ FIXES: dict[str, dict[str, Any]] = {
 }
 """what the configs need beside SIZES; None leaves a size at its default"""
 
-REFUSED = ("cpmant", "prophetnet", "reformer", "xlm", "xlnet")
-"""whose logits for a text are others when more of it is read in one pass, so that nothing can be verified"""
+REFUSED = ("cpmant", "moshi", "prophetnet", "reformer", "xlm", "xlnet")
+"""whose logits for a text are others when more of it is read in one pass, so that nothing can be verified;
+those of Moshi, when it is read with the cache of `generate`, which forgets what passes without one see"""
 
 LEFT_OUT = {
     "blt": "reads bytes in patches that another model cuts; its parts have sizes of their own",
@@ -162,7 +163,6 @@ LEFT_OUT = {
     "gemma3n": "images, by the timm library",
     "gemma4_assistant": "drafts for Gemma 4 from its hidden states, and cannot write alone",
     "gemma4_unified_assistant": "drafts for Gemma 4 from its hidden states, and cannot write alone",
-    "moshi": "the cache of `generate` forgets what its own passes without a cache see",
     "musicgen": "writes sound, in several tokens a position",
     "musicgen_melody": "writes sound, in several tokens a position",
     "phi4_multimodal": "sound and images, of millions of weights at the least",

@@ -212,3 +212,9 @@ def test_a_pass_that_computes_something_else_is_refused(field, dtype, monkeypatc
     assert (prepared.name, prepared.forward) == ("stock", None)
     assert "logits differ by" in prepared.reason
     assert torch.equal(stock_logits(model, text), expected)
+
+
+def test_a_window_that_the_modules_do_not_heed_is_not_compiled():
+    """It is longer than the text that is compared; the config of this Llama has one, its masks do not."""
+    with pytest.raises(ConfigError, match="logits differ by"):
+        prepare(build_model("llama", sliding_window=100), "compiled")

@@ -104,6 +104,28 @@ def test_a_model_that_sees_what_is_to_come_is_refused():
         CausalLM(build("xlnet")).probe  # noqa: B018
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [6, 40])
+def test_a_model_whose_own_cache_forgets_what_its_passes_see_is_refused(window, dtype):
+    """Found by trying, whatever it is called: Llama makes its masks without windows, as Moshi does."""
+    for model in (build("moshi", sliding_window=window), build_model("llama", sliding_window=window)):
+        with pytest.raises(ModelError, match=rf"window of {window} tokens, .* `generate` forgets .*own gen"):
+            CausalLM(model.to(dtype)).probe  # noqa: B018
+    heeding = build_model("mistral-sliding", dtype, sliding_window=window)
+    assert CausalLM(heeding).probe.mode == "tree"
+
+
+def test_a_window_that_no_text_goes_beyond_is_no_contradiction():
+    """The published Moshi has 3000 positions and a window of 3000 tokens."""
+    model = build_model("llama", sliding_window=64, max_position_embeddings=64)
+    lm = LanguageModel(CausalLM(model), drafter="suffix")
+    written = lm.generate([5, 6, 7], SamplingParams(max_new_tokens=61, ignore_eos=True)).token_ids
+    input_ids = torch.tensor([[5, 6, 7]])
+    options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    expected = model.generate(input_ids, max_new_tokens=61, **options)[0, 3:].tolist()
+    assert written == expected
+
+
 def test_a_model_whose_trees_give_nan_is_not_given_trees():
     model = build_model()
     stock = model.forward

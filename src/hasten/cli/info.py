@@ -238,7 +238,8 @@ def _found_rows(facts: dict[str, Any]) -> dict[str, str]:
     if probe is None:
         return {}
     return {
-        "probe": f"{probe['mode']}: {_MODES[probe['mode']]} (logits agree within {probe['noise']:.2g})",
+        "probe": f"{probe['mode']}: {_MODES[probe['mode']]} (in float32 its logits differ from those "
+        f"of plain passes by at most {probe['noise']:.1%} of what a wrong token changes)",
         **{f"not {mode}": reason for mode, reason in probe["rejected"].items()},
         "forward": f"{forward['chosen']}: {forward['reason']}",
     }

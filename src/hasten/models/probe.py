@@ -25,6 +25,7 @@ from hasten.models.attention import short_windows
 from hasten.models.chain_session import ChainSession
 from hasten.models.forward import Forward
 from hasten.models.full_precision import FullPrecision
+from hasten.models.own_cache import forgotten_by_its_cache
 from hasten.models.session import Session
 from hasten.models.tree_session import TreeSession
 from hasten.tree import DraftTree
@@ -99,6 +100,10 @@ def probe(
     """
     trials = _Trials(forward, num_rows)
     rejected: dict[str, str] = {}
+    if not trials.heed_windows and isinstance(forward, Forward):
+        why_not = forgotten_by_its_cache(forward)
+        if why_not:
+            return ProbeResult("recompute", 0.0, {"recompute": why_not})
     for mode, start in sessions.items():
         noise, why_not = trials.run(lambda start=start: start(forward))  # type: ignore[misc]
         if not why_not:
@@ -126,7 +131,9 @@ class _Trials:
     def __init__(self, forward: Any, num_rows: int) -> None:
         plain = forward.plain_passes() if isinstance(forward, Forward) else forward
         self._settings: list[_Setting] = []
-        self._windows = _windows_that_can_be_short(plain)
+        self.heed_windows = _heed_windows(plain)
+        config = plain.text_config
+        self._windows = (lambda: short_windows(config)) if self.heed_windows else nullcontext
         with self._windows():
             self._prepare(forward, plain, num_rows)
 
@@ -171,19 +178,17 @@ class _Trials:
         return noise, ""
 
 
-def _windows_that_can_be_short(plain: Any) -> Callable[[], AbstractContextManager[None]]:
-    """short_windows, if the model's own passes heed what the config says at the time of the pass."""
+def _heed_windows(plain: Any) -> bool:
+    """Whether the model's own passes heed the windows that the config says at the time of the pass."""
     if not isinstance(plain.text_config, PretrainedConfig):
-        return nullcontext
+        return False
     high = min(plain.vocab_size, 20_000)
     text = np.random.default_rng(0).integers(0, high, (1, 12))
     one = plain.select([0])
     arguments = (text, np.arange(12)[None], None, None, 1)
     with short_windows(plain.text_config):
         short = one(*arguments)
-    if torch.equal(short, one(*arguments)):
-        return nullcontext
-    return lambda: short_windows(plain.text_config)
+    return not torch.equal(short, one(*arguments))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from hasten.models.attention import short_windows
 from hasten.models.forward import Forward
 from hasten.models.full_precision import FullPrecision
 
@@ -32,7 +33,8 @@ _log = logging.getLogger("hasten")
 
 
 class Reference:
-    """Logits of a short text as the model itself computes them, and how long it takes for them.
+    """Logits of a short text, which windows are shorter than, as the model itself computes them; and how long
+    it takes for them.
 
     Args:
         passes: what runs the modules of the model as they are at the time.
@@ -49,7 +51,9 @@ class Reference:
         self._logits, self._allowed = self._exact(own, forward.dtype)
 
     def _run(self) -> torch.Tensor:
-        return self._passes()(self._token_ids, self._positions, None, None).float()
+        forward = self._passes()
+        with short_windows(forward.text_config):
+            return forward(self._token_ids, self._positions, None, None).float()
 
     def _exact(self, own: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, float]:
         """(logits to compare with, and how far others may be from them), from those of the model itself."""
@@ -69,7 +73,7 @@ class Reference:
         Wrong may be those of the compiled pass, and those of the modules that read the tiles.
         """
         compiled = forward.plain_passes()
-        with forward.undisturbed():
+        with forward.undisturbed(), short_windows(forward.text_config):
             logits, seconds = _second_run(lambda: compiled(self._token_ids, self._positions))
         why_not = self._judge("logits", logits) or self.check("logits of its modules over tiles")
         return why_not, self._seconds / seconds
