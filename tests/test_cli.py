@@ -234,6 +234,9 @@ def test_info() -> None:
         < table.index("measuring passes")
         < table.index("milliseconds of a pass")
     )
+    assert re.search(
+        r"differ from those of plain passes by \d\S* % of what a wrong token", " ".join(table.split())
+    )
     quick = json.loads(run("info", "demo-draft", "--quick", "--json").stdout)
     assert quick["parameters"] == facts["parameters"]
     assert (quick["probe"], quick["forward"], "cost_ms" in quick) == (None, None, False)

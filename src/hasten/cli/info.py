@@ -238,11 +238,19 @@ def _found_rows(facts: dict[str, Any]) -> dict[str, str]:
     if probe is None:
         return {}
     return {
-        "probe": f"{probe['mode']}: {_MODES[probe['mode']]} (in float32 its logits differ from those "
-        f"of plain passes by at most {probe['noise']:.1%} of what a wrong token changes)",
+        "probe": f"{probe['mode']}: {_MODES[probe['mode']]} ({_agreement(probe['noise'])})",
         **{f"not {mode}": reason for mode, reason in probe["rejected"].items()},
         "forward": f"{forward['chosen']}: {forward['reason']}",
     }
+
+
+def _agreement(noise: float) -> str:
+    """What the probe's largest error means (ProbeResult.noise)."""
+    if not noise:
+        return "its logits are those of plain passes"
+    return (
+        f"its logits differ from those of plain passes by {100 * noise:.2g} % of what a wrong token changes"
+    )
 
 
 def _print_costs(facts: dict[str, Any]) -> None:
