@@ -67,7 +67,8 @@ def export_gguf(
     """Write model and tokenizer to one file. An older file is replaced only when the new one is complete.
 
     Args:
-        model: a Llama, Mistral, Qwen2 or Qwen3 causal LM of transformers, its layers unchanged.
+        model: a Llama, Mistral, Qwen2 or Qwen3 causal LM of transformers, also while hasten
+            accelerates it.
         tokenizer: byte-level BPE; or None, then the file takes and gives token ids only.
         dtype: "auto" (the model's), "float32", "bfloat16", "float16" or "q8_0". Vectors stay in float32.
 
