@@ -121,7 +121,7 @@ def test_stand_knows_the_context_of_each_position_it_is_given(sequence_of_tokens
 
 def test_logitspec_takes_candidates_of_the_last_place_only(sequence_of_tokens):
     for places, count in (([1, 3], 2), ([1, 2], 0)):
-        drafter, sequence = LogitSpec(200, num_guesses=2), sequence_of_tokens([7, 8, 9, 8, 10])
+        drafter, sequence = LogitSpec(num_guesses=2), sequence_of_tokens([7, 8, 9, 8, 10])
         drafter.begin(sequence, some_candidates(places))
         row = drafter._rows.get(sequence)
         assert (0 if row is None else len(row[0])) == count
