@@ -12,7 +12,7 @@ from hasten import files, pricing
 from hasten.core import SamplingParams
 from hasten.models.tree_session import TreeSession
 from hasten.policies import ForwardCost
-from hasten.pricing import Prices, measure
+from hasten.pricing import Prices, measure, still_hold
 
 PARAMS = SamplingParams(max_new_tokens=24, ignore_eos=True)
 
@@ -30,6 +30,7 @@ def measured(monkeypatch):
     monkeypatch.setattr(
         pricing, "measure", lambda target, cost: calls.append(target) or measure(target, cost)
     )
+    monkeypatch.setattr(pricing, "still_hold", lambda target, cost: True)
     return calls
 
 
@@ -149,3 +150,14 @@ def test_no_timed_pass_leaves_the_context(models, limit):
     bounded.measure_cost(repeats=2)
     assert len(longest) > 3
     assert max(longest) <= limit
+
+
+def test_prices_that_a_busy_machine_measured_are_not_kept(models):
+    target, cost = models().target, ForwardCost()
+    measure(target, cost)
+    for factor in (0.01, 100.0):
+        other = ForwardCost()
+        for rows in (1, 2, 8):
+            milliseconds = factor * float(cost(np.array([rows]), 64)[0])
+            other.observe(rows, milliseconds, 64)
+        assert not still_hold(target, other)

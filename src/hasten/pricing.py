@@ -35,6 +35,8 @@ _ROUNDS = 3
 _CONTEXT = 64
 _TOP_K, _FEW = 8, 4
 _PROMPT_FIELDS = ("token_ms", "first_ms", "position_ms")
+_HELD = 1.5
+"""Prices that are off by more than this factor are measured anew."""
 _KEPT_EVERY = 30.0
 """Seconds between two writes."""
 
@@ -46,7 +48,8 @@ class Prices:
         self.cost = ForwardCost()
         self._path = _directory() / f"{_key(target)}.json"
         self._written = time.monotonic()
-        if not self._read():
+        if not self._read() or not still_hold(target, self.cost):
+            self.cost = ForwardCost()
             measure(target, self.cost)
             self.cost.of_prompts = measure_prompts(target)
             self._write()
@@ -80,6 +83,18 @@ class Prices:
         }
         with suppress(WriteError):
             write_text(self._path, json.dumps(kept), "prices")
+
+
+def still_hold(target: Target, cost: ForwardCost) -> bool:
+    """Whether a few passes take about what they did: what a busy machine measured is not to be kept.
+
+    Prices of passes that no text pays for any more would never be corrected.
+    """
+    now = ForwardCost()
+    measure(target, now, seconds=0.0)
+    rows = np.array([1, 2])
+    share = now(rows, _CONTEXT) / cost(rows, _CONTEXT)
+    return bool(((share > 1 / _HELD) & (share < _HELD)).all())
 
 
 def measure(target: Target, cost: ForwardCost, seconds: float = _SECONDS) -> None:

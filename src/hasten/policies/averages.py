@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 _RATE = 0.1
 _KEPT = 0.95
 """Of the weight of earlier samples, a step later."""
+_FADING = 0.98
 _SPIKE = 4.0
 """A sample counts at most as so many times what was expected: one pause says nothing of the next step."""
 
@@ -47,6 +48,12 @@ class Line:
         slope = (sum_xy / weight - mean_x * mean_y) / spread if spread > 1e-3 * mean_x**2 else 0.0
         self._slope = min(max(slope, 0.0), mean_y / mean_x if mean_x else 0.0)
         self._offset = mean_y - self._slope * mean_x
+
+    def forget(self) -> None:
+        """A step without a sample: what is known fades, so that a few dear samples do not stand for ever."""
+        self._sums[[2, 4]] *= _FADING
+        self._slope *= _FADING
+        self._offset *= _FADING
 
     def __call__(self, x: NDArray[np.floating]) -> NDArray[np.float64]:
         found: NDArray[np.float64] = self._offset + self._slope * np.asarray(x, np.float64)

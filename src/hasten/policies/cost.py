@@ -37,6 +37,8 @@ _SPIKE = 4.0
 """A pass is charged at most so many times its price: what took longer was not the pass."""
 _UPKEEP_SHARE = 0.0075
 """Of a plain step, what a drafter may take to follow a text step by step while it is not asked."""
+_COMPILING = 2
+"""Calls of a drafter that say nothing of the next: its kernels are being loaded or compiled."""
 _UPKEEP_EVERY = 64
 
 
@@ -59,6 +61,7 @@ class CostPolicy:
         self._drafting = Line()  # milliseconds a drafted step takes outside its pass, by rows
         self._plain_other = Mean()
         self._upkeep = Mean()
+        self._num_drafted = self._num_followed = 0
         self._promised = Mean(1.0)  # tokens a draft is expected to gain
         self._extra_rows = 0.0  # moving average of the rows a sequence's drafter adds to its tree
         self._trust = Trust()
@@ -130,17 +133,22 @@ class CostPolicy:
             self._since_plain = 0
             self._plain_other.observe(other_ms)
             if self.is_learning:
-                self._upkeep.observe(draft_ms)
+                self._num_followed += 1
+                if self._num_followed > _COMPILING:
+                    self._upkeep.observe(draft_ms)
             self._trust.forget()
+            self._drafting.forget()
             self.account.settle(1.0, plain_ms, plain_ms)
             return
         self._since_plain += 1
         # Fewer rows than planned: the model takes chains only.
         extra_rows = max(0.0, num_rows / batch - 1 - self._size)
         self._extra_rows += 0.1 * (extra_rows - self._extra_rows)
-        if not self._drafting.is_known:
-            draft_ms = min(draft_ms, plain_ms)  # the first time, drafters are still being compiled
-        self._drafting.observe(num_rows, draft_ms + other_ms)
+        self._num_drafted += 1
+        if self._num_drafted > _COMPILING:
+            self._drafting.observe(num_rows, draft_ms + other_ms)
+        else:
+            draft_ms = min(draft_ms, plain_ms)
         self._trust.keep(sum(num_accepted))
         tokens = batch / sum(1 / (1 + accepted) for accepted in num_accepted)
         spent_ms = min(forward_ms, _SPIKE * price) + draft_ms + other_ms
