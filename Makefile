@@ -8,7 +8,7 @@ DATA ?= ../shared/data/prompts
 REAL ?= out/real
 MODELS ?=
 
-.PHONY: demo demo-real real test test-all check bench clean
+.PHONY: demo demo-real real test test-fast test-all check bench clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hasten needs Python 3.11 or newer; try make PYTHON=python3.11")'
@@ -33,6 +33,12 @@ real: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2
+
+# The core within a minute: trees, sampling, stopping, the loop, rules, sessions, the union.
+test-fast: $(READY)
+	$(BIN)/python -m pytest -n 2 $(addprefix tests/,test_tree.py test_sampling.py test_noise.py test_logits.py test_stopping.py \
+		test_values.py test_decode.py test_engine.py verify/test_must_fail.py verify/test_residual.py models/test_tree_session.py \
+		models/test_chain_session.py models/test_probe.py drafters/test_combined.py drafters/test_suffix.py)
 
 # Whole products of architectures, drafters, samplings and batches as well.
 test-all: $(READY)
