@@ -22,9 +22,9 @@ import numpy as np
 import typer
 
 from hasten.core import Sequence
-from hasten.drafters.corpus_index import CorpusIndex, open_index, write_index
-from hasten.drafters.corpus_texts import find_files, tokenised
-from hasten.drafters.rest import Rest
+from hasten.drafters.corpus.corpus_index import CorpusIndex, open_index, write_index
+from hasten.drafters.corpus.corpus_texts import find_files, tokenised
+from hasten.drafters.corpus.rest import Rest
 from hasten.models.loading import load_tokenizer
 from hasten.models.vocabulary import vocabulary_fingerprint
 

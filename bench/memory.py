@@ -24,7 +24,7 @@ import hasten
 from hasten.bench.memory_limit import cache_bytes_per_token
 from hasten.bench.models import fastest_dtype, load_stock
 from hasten.core import SamplingParams
-from hasten.models.forwards import FORWARDS
+from hasten.models.forwards.choose import FORWARDS
 
 MEBIBYTE = 2**20
 app = typer.Typer(add_completion=False)

@@ -16,8 +16,8 @@ import torch
 import typer
 
 from hasten.bench.models import fastest_dtype, open_model
-from hasten.models.forward import Forward
-from hasten.models.tree_session import TreeSession
+from hasten.models.forwards.forward import Forward
+from hasten.models.sessions.tree_session import TreeSession
 
 MODES = ("padded", "packed")
 

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 import transformers as hf
 
-from hasten.models.attention import AttentionKinds
 from hasten.models.causal_lm import CausalLM
 from hasten.models.probe import probe
-from hasten.models.tree_session import Block, TreeSession
+from hasten.models.sessions.attention import AttentionKinds
+from hasten.models.sessions.tree_session import Block, TreeSession
 
 LAYERS = {"num_hidden_layers": 2}
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {

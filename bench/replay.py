@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 from hasten.bench.prompts import chat_prompt, load_prompt_set, spread, stop_strings
 from hasten.core import Acceptance, SamplingParams, Sequence, TopCandidates
 from hasten.drafters import Drafter, Observation, Resources, make_drafter
-from hasten.engine import LanguageModel
 from hasten.models.causal_lm import CausalLM
 from hasten.models.loading import load_pretrained
 from hasten.sampling import Sampler
 from hasten.stopping import StopConditions
+from hasten.text.engine import LanguageModel
 from hasten.tree import ROOT, DraftTree
 
 NUM_CANDIDATES = 16

@@ -17,10 +17,10 @@ import typer
 
 from hasten.bench.models import fastest_dtype, open_model
 from hasten.core import Acceptance
-from hasten.models.forward import Forward
-from hasten.models.session import Session
-from hasten.models.shared_prefix import SharedPrefixSession, can_share_prefixes
-from hasten.models.tree_session import TreeSession
+from hasten.models.forwards.forward import Forward
+from hasten.models.sessions.session import Session
+from hasten.models.sessions.shared_prefix import SharedPrefixSession, can_share_prefixes
+from hasten.models.sessions.tree_session import TreeSession
 from hasten.tree import DraftTree
 
 

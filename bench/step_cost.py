@@ -22,12 +22,12 @@ import typer
 
 import hasten
 from hasten.core import SamplingParams, Sequence, TopCandidates
-from hasten.decode import decode
 from hasten.drafters.base import Forgetful, Observation
-from hasten.models.compiled.team import Team
+from hasten.models.forwards.compiled.thread_pool import Team
 from hasten.policies.base import FixedPolicy
 from hasten.sampling import Sampler
 from hasten.stopping import StopConditions
+from hasten.text.decode import decode
 from hasten.tree import DraftTree
 
 PHASES = ("pass", "around", "draft", "verify", "other")

@@ -1,7 +1,7 @@
 """One question, several strategies: what each writes, in how many forward passes, and what it promises."""
 
 import hasten
-from hasten.list_tasks import is_correct, sample_questions
+from hasten.diffusion.list_tasks import is_correct, sample_questions
 
 model = hasten.load_diffusion("demo-lists", dtype="float32")
 [question] = sample_questions("reverse", 1, seed=3)

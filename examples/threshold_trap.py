@@ -7,8 +7,8 @@ each item by 1 - 1/n. Here is that model; no weights are needed.
 import numpy as np
 import torch
 
-from hasten.canvas import Canvas, DenoiserSpec, Prediction
 from hasten.core import SamplingParams
+from hasten.diffusion.canvas import Canvas, DenoiserSpec, Prediction
 from hasten.diffusion.drawing import Draw
 from hasten.diffusion.loop import Writing, denoise
 from hasten.diffusion.parse import parse_strategy

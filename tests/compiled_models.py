@@ -12,8 +12,8 @@ import transformers as hf
 
 from conftest import ARCHITECTURES, BASE, NO_GQA, build_model
 from hasten.core import Acceptance
-from hasten.models.forwards import prepare
-from hasten.models.tree_session import TreeSession
+from hasten.models.forwards.choose import prepare
+from hasten.models.sessions.tree_session import TreeSession
 from hasten.tree import DraftTree
 
 DTYPES = [torch.float32, torch.bfloat16]

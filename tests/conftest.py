@@ -16,13 +16,13 @@ import transformers as hf
 from hypothesis import settings
 
 from hasten.core import SamplingParams, prompt_seeds
-from hasten.drafters.corpus_index import write_index
+from hasten.drafters.corpus.corpus_index import write_index
 from hasten.drafters.trees.acceptance_head import HEAD_FILE, AcceptanceHead, draft_fingerprint, save_head
-from hasten.engine import LanguageModel
 from hasten.models.causal_lm import CausalLM
-from hasten.models.draft_lm import DraftLM, load_draft
-from hasten.models.gguf_export import export_gguf
+from hasten.models.draft.draft_lm import DraftLM, load_draft
+from hasten.models.llamacpp.export import export_gguf
 from hasten.models.loading import load_pretrained
+from hasten.text.engine import LanguageModel
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 _CACHE = tempfile.TemporaryDirectory(prefix="hasten-tests-")

@@ -8,8 +8,8 @@ import torch
 import hasten
 from compiled_models import decoder, needs_mkldnn
 from hasten.errors import ConfigError, ModelError
-from hasten.models.compiled.executor import CompiledForward
-from hasten.models.stand_in import StandIn
+from hasten.models.forwards.compiled.executor import CompiledForward
+from hasten.models.forwards.stand_in import StandIn
 
 WAYS = ["compiled", pytest.param("packed", marks=needs_mkldnn)]
 PROMPT = torch.tensor([[5, 9, 13, 22, 5, 9, 13]])

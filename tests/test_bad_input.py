@@ -9,10 +9,10 @@ import hasten
 from adversaries import VOCAB, Adversary
 from conftest import build_model
 from hasten.core import SamplingParams
-from hasten.engine import LanguageModel
 from hasten.errors import ConfigError, ModelError, PromptError
 from hasten.models.causal_lm import CausalLM
 from hasten.policies import FixedPolicy
+from hasten.text.engine import LanguageModel
 from hasten.tree import DraftTree
 
 

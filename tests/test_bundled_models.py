@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hasten.canvas import DenoiserSpec
+from hasten.diffusion.canvas import DenoiserSpec
+from hasten.diffusion.list_tasks import WORDS, sample_questions
 from hasten.errors import ConfigError
-from hasten.list_tasks import WORDS, sample_questions
 from hasten.models.bundled_models import BUNDLED, bundled_path
 
 MAX_TOTAL_BYTES = 39_500_000

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 import hasten
 from hasten.cli import app
 from hasten.cli.live import legend, style_of
-from hasten.engine import LanguageModel
 from hasten.models.bundled_models import bundled_path
+from hasten.text.engine import LanguageModel
 
 SMALL = ["--dtype", "float32", "--device", "cpu", "--forward", "stock"]
 PROMPT = "User: I want to book a table.\nAssistant:"

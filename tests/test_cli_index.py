@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from hasten.cli import app
 from hasten.core import SamplingParams
-from hasten.drafters.corpus_index import write_index
-from hasten.engine import LanguageModel
+from hasten.drafters.corpus.corpus_index import write_index
+from hasten.text.engine import LanguageModel
 
 SMALL = ["--dtype", "float32", "--device", "cpu", "--forward", "stock"]
 PROMPT = "User: I want to book a table.\nAssistant:"

@@ -12,13 +12,13 @@ import pytest
 from adversaries import EOS, Adversary, Oracle, Recorder, end_everywhere, random_tree
 from conftest import ARCHITECTURES
 from hasten.core import SamplingParams
-from hasten.decode import decode
 from hasten.drafters import CombinedDrafter, make_drafter
-from hasten.engine import LanguageModel
 from hasten.errors import ConfigError
 from hasten.models.causal_lm import CausalLM
-from hasten.models.tree_session import TreeSession
+from hasten.models.sessions.tree_session import TreeSession
 from hasten.policies import FixedPolicy
+from hasten.text.decode import decode
+from hasten.text.engine import LanguageModel
 from hasten.tree import DraftTree
 
 PROMPTS = [[5, 6, 7, 8], [40], [3, 60, 61, 62, 63, 3, 60]]

@@ -13,10 +13,10 @@ from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 from conftest import build_model, shared_file
 from hasten.core import SamplingParams
 from hasten.detokenising import Detokeniser, GrowingText
-from hasten.engine import LanguageModel
 from hasten.models.bundled_models import bundled_path
 from hasten.models.causal_lm import CausalLM
 from hasten.stopping import TextStream
+from hasten.text.engine import LanguageModel
 
 HARD = ["Zoë ﷺ 𓀀𓁐 naïve 👩‍👩‍👧 日本\n\n", "", "  é", "\ufffd", " \u2028x"]
 NAMES = ["stories260K", "llama2xs-tok512-280K", "babyllama-tok105-1M", "TinyStories-656K"]

@@ -15,10 +15,10 @@ import hasten
 from conftest import VOCAB, build_model
 from hasten.cli import app
 from hasten.drafters import AUTO, DRAFT, Resources, draft_of, make_drafter, parts_of
-from hasten.engine import LanguageModel
 from hasten.errors import ConfigError, StoreError
-from hasten.models.draft_lm import load_draft
-from hasten.models.packed import PackedLinear
+from hasten.models.draft.draft_lm import load_draft
+from hasten.models.forwards.packed import PackedLinear
+from hasten.text.engine import LanguageModel
 from seq2seq_models import build_seq2seq
 
 SMALL = ["--dtype", "float32", "--device", "cpu", "--forward", "stock"]

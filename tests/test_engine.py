@@ -12,10 +12,10 @@ from adversaries import VOCAB, Adversary, Oracle, Recorder, random_tree
 from conftest import build_model, shared_file
 from hasten.core import SamplingParams
 from hasten.drafters import DRAFTERS
-from hasten.engine import LanguageModel
 from hasten.errors import ConfigError, GenerationInterrupted, ModelError
 from hasten.models.causal_lm import CausalLM
-from hasten.models.tree_session import TreeSession
+from hasten.models.sessions.tree_session import TreeSession
+from hasten.text.engine import LanguageModel
 
 PROMPTS = [[5, 6, 7, 8], [40], [3, 60, 61, 62, 63, 3, 60]]
 PARAMS = SamplingParams(max_new_tokens=16, ignore_eos=True)

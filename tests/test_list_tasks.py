@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from hasten.errors import ConfigError
-from hasten.list_tasks import (
+from hasten.diffusion.list_tasks import (
     LETTERS,
     MAX_SIZE,
     MIN_SIZE,
@@ -26,6 +25,7 @@ from hasten.list_tasks import (
     shuffle_success,
     total_correlation,
 )
+from hasten.errors import ConfigError
 
 LIST = ("D", "B", "C", "A")
 

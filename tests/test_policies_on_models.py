@@ -69,7 +69,7 @@ def test_a_policy_hears_of_all_rows_and_of_what_every_sequence_accepted(models, 
     params = SamplingParams(max_new_tokens=9, ignore_eos=True)
     policies = []
     monkeypatch.setattr(
-        "hasten.engine.FixedPolicy", lambda size: policies.append(Watched(size)) or policies[-1]
+        "hasten.text.engine.FixedPolicy", lambda size: policies.append(Watched(size)) or policies[-1]
     )
     plain = lm.generate(PROMPTS[0], params, drafter="off")
     oracle = Recorder(Oracle([*PROMPTS[0], *plain.token_ids], depth=3))
@@ -102,7 +102,7 @@ def test_every_policy_keeps_what_it_learnt_to_itself(models, monkeypatch):
     params = SamplingParams(max_new_tokens=4)
     used = []
     monkeypatch.setattr(
-        "hasten.engine.decode", lambda target, drafter, policy, *rest: used.append(policy) or iter(())
+        "hasten.text.engine.decode", lambda target, drafter, policy, *rest: used.append(policy) or iter(())
     )
     for _ in range(2):
         for name in POLICIES:

@@ -8,11 +8,12 @@ import os
 import numpy as np
 import pytest
 
-from hasten import files, pricing
+from hasten import files
 from hasten.core import SamplingParams
-from hasten.models.tree_session import TreeSession
+from hasten.models.sessions.tree_session import TreeSession
 from hasten.policies import ForwardCost
-from hasten.pricing import Prices, measure, still_hold
+from hasten.text import pricing
+from hasten.text.pricing import Prices, measure, still_hold
 
 PARAMS = SamplingParams(max_new_tokens=24, ignore_eos=True)
 

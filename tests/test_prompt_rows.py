@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, strategies as st
 
 from hasten.core import SamplingParams, TopCandidates
-from hasten.drafters.aded import Aded
-from hasten.drafters.logitspec import LogitSpec
-from hasten.drafters.stand import Stand
-from hasten.drafters.token_recycling import TokenRecycling
+from hasten.drafters.tables.aded import Aded
+from hasten.drafters.tables.logitspec import LogitSpec
+from hasten.drafters.tables.stand import Stand
+from hasten.drafters.tables.token_recycling import TokenRecycling
 from hasten.policies import CostPolicy, FixedPolicy, ForwardCost, PromptPrices, telling_positions
 
 PARAMS = SamplingParams(max_new_tokens=12, ignore_eos=True)

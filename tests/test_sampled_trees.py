@@ -9,7 +9,7 @@ from adversaries import VOCAB
 from hasten.core import SamplingParams, Sequence
 from hasten.drafters import CombinedDrafter
 from hasten.drafters.base import Forgetful
-from hasten.models.chain_session import best_chain
+from hasten.models.sessions.chain_session import best_chain
 from hasten.policies import CostPolicy, FixedPolicy
 from hasten.sampling import Sampler
 from hasten.tree import ROOT, DraftTree

@@ -15,9 +15,9 @@ from adversaries import ADVERSARIES, Adversary, Oracle
 from conftest import drawn_as, each_alone
 from coverings import some_of
 from hasten.core import SamplingParams, prompt_seeds
-from hasten.drafters.aggressive import AggressiveDecoding
-from hasten.engine import LanguageModel
-from hasten.models.seq2seq_lm import Seq2SeqLM
+from hasten.drafters.lookup.aggressive import AggressiveDecoding
+from hasten.models.encoder_decoder.target import Seq2SeqLM
+from hasten.text.engine import LanguageModel
 from seq2seq_models import EOS, SEQ2SEQ, build_seq2seq, sources_for, transformers_greedy
 
 DRAFTER_NAMES = ["token-recycling", "suffix", "aggressive", "auto"]

@@ -15,9 +15,9 @@ from conftest import VOCAB, build_model
 from hasten.core import SamplingParams
 from hasten.drafters import AUTO, DRAFTERS
 from hasten.drafters.store import forget_store, load_store, read_store, save_store
-from hasten.engine import LanguageModel
 from hasten.errors import IncompatibleModels, StoreError
 from hasten.models.causal_lm import CausalLM
+from hasten.text.engine import LanguageModel
 
 PROMPT = [5, 9, 13, 22] * 4
 PARAMS = SamplingParams(max_new_tokens=24, ignore_eos=True)

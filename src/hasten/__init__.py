@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from hasten.diffusion.engine import DiffusionModel, DiffusionOutput, load_diffusion
     from hasten.diffusion.prompts import Gap
     from hasten.dropin import accelerate, custom_generate, restore
-    from hasten.engine import LanguageModel, load
-    from hasten.requests import Output, Piece
+    from hasten.text.engine import LanguageModel, load
+    from hasten.text.requests import Output, Piece
 
 __version__ = "0.1.0"
 
@@ -64,12 +64,12 @@ _HOMES = {
     "DiffusionModel": "hasten.diffusion.engine",
     "DiffusionOutput": "hasten.diffusion.engine",
     "Gap": "hasten.diffusion.prompts",
-    "LanguageModel": "hasten.engine",
-    "Output": "hasten.requests",
-    "Piece": "hasten.requests",
+    "LanguageModel": "hasten.text.engine",
+    "Output": "hasten.text.requests",
+    "Piece": "hasten.text.requests",
     "accelerate": "hasten.dropin",
     "custom_generate": "hasten.dropin",
-    "load": "hasten.engine",
+    "load": "hasten.text.engine",
     "load_diffusion": "hasten.diffusion.engine",
     "restore": "hasten.dropin",
 }

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 LogitsProcessor = Callable[..., Any]
 """As in transformers: (input_ids [1, tokens], scores [1, vocab]) -> scores [1, vocab]."""
 
+SPEC_FILE = "denoiser_spec.json"
+"""Beside the weights of a denoiser: what it was trained for."""
+
 FinishReason = Literal["stop", "length", "interrupted"]
 Guarantee = Literal["exact", "distribution", "approximate"]
 Proposals = Literal["coupled", "distinct", "independent", "chosen"]

@@ -30,9 +30,9 @@ from hasten.bench.prompts import Conversation, PromptSet
 from hasten.bench.records import Record, records_of
 from hasten.bench.runner import BenchConfig, Benchmark
 from hasten.core import SamplingParams
-from hasten.engine import LanguageModel
 from hasten.models.causal_lm import CausalLM
 from hasten.sampling import Sampler
+from hasten.text.engine import LanguageModel
 from hasten.tree import DraftTree
 
 PLAIN, OTHER = [5, 6, 7, 8], [5, 6, 9, 8]

@@ -21,9 +21,9 @@ from hasten.bench.prompts import Conversation, PromptSet, batches
 from hasten.bench.records import Record, records_of
 from hasten.bench.runner import BenchConfig, Benchmark, GroupResult
 from hasten.core import SamplingParams
-from hasten.engine import LanguageModel
 from hasten.errors import ConfigError
 from hasten.models.causal_lm import CausalLM
+from hasten.text.engine import LanguageModel
 
 STOPS = [1, 5, 9, 13, 17, 21, 25, 29]
 """Some texts of the tiny model reach one of these and others do not."""

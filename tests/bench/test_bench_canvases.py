@@ -21,10 +21,10 @@ from hasten.bench.canvases import (
     read_asked,
 )
 from hasten.bench.parallel import LIMITS, closed_form, parallel_points
-from hasten.canvas import DenoiserSpec
+from hasten.diffusion.canvas import DenoiserSpec
+from hasten.diffusion.denoisers.masked_lm import MaskedLM
 from hasten.diffusion.engine import DiffusionModel
 from hasten.errors import ConfigError
-from hasten.models.masked_lm import MaskedLM
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = [Asked("ids", [5, 6, 7]), Asked("ids", [8, 9, 10, 11])]

@@ -23,7 +23,7 @@ from hasten.bench.peers import dejavuu, llamacpp
 from hasten.bench.runner import BenchConfig
 from hasten.core import SamplingParams
 from hasten.errors import ConfigError, ModelError
-from hasten.models import llama_library
+from hasten.models.llamacpp import library as llama_library
 
 NAMES = [name for name, baseline in BASELINES.items() if baseline.is_peer]
 # Of dejavuu's many methods the ordinary suite runs the one that stands for it.

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from hasten.bench.verify_lab import coupled, measure
 from hasten.cli import app
 from hasten.core import SamplingParams
-from hasten.engine import LanguageModel
 from hasten.errors import ConfigError
+from hasten.text.engine import LanguageModel
 
 PARAMS = SamplingParams(max_new_tokens=16, temperature=0.8, seed=0, top_k=6, ignore_eos=True)
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from diffusion.exact_laws import JointOracle
-from hasten.canvas import Canvas, DenoiserSpec, Prediction, Query
 from hasten.core import SamplingParams
+from hasten.diffusion.canvas import Canvas, DenoiserSpec, Prediction, Query
 from hasten.diffusion.drawing import Draw
 from hasten.diffusion.loop import Writing, denoise
 from hasten.diffusion.parse import parse_strategy

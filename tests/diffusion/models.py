@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from conftest import VOCAB, build_model
-from hasten.canvas import DenoiserSpec
-from hasten.models.masked_lm import MaskedLM
+from hasten.diffusion.canvas import DenoiserSpec
+from hasten.diffusion.denoisers.masked_lm import MaskedLM
 
 MASK = VOCAB - 1
 FULL = DenoiserSpec(mask_id=MASK)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hasten.canvas import DenoiserSpec, Ids, Prediction, Query
+from hasten.diffusion.canvas import DenoiserSpec, Ids, Prediction, Query
 
 Logits = NDArray[np.float64]
 

@@ -6,7 +6,7 @@ import pytest
 
 from hasten.core import SamplingParams
 from hasten.diffusion.engine import DiffusionModel, load_diffusion
-from hasten.list_tasks import TASKS, is_correct, sample_questions
+from hasten.diffusion.list_tasks import TASKS, is_correct, sample_questions
 
 TEXTS = ("User: I want to book a table.\nAssistant:", "def read_file(path):\n", "Once upon a time")
 

@@ -17,7 +17,7 @@ from diffusion.enumerated import (
     require_law,
 )
 from diffusion.exact_laws import random_joint, write
-from hasten.canvas import Canvas
+from hasten.diffusion.canvas import Canvas
 from hasten.diffusion.parse import parse_strategy
 from hasten.errors import ConfigError
 from verify.forks import distance

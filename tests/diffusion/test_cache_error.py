@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 
 from diffusion.models import BLOCK_CAUSAL, FULL, MASK, build_blind, build_denoiser
-from hasten.canvas import Canvas
 from hasten.diffusion.caches.deviation import Deviation
 from hasten.diffusion.caches.error import measure_error
 from hasten.diffusion.caches.vicinity import Vicinity
+from hasten.diffusion.canvas import Canvas
+from hasten.diffusion.denoisers.masked_lm import MaskedLM
 from hasten.diffusion.parse import parse_strategy
-from hasten.models.masked_lm import MaskedLM
 
 PROMPT = (5, 9, 17, 33, 8)
 

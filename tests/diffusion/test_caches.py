@@ -13,17 +13,17 @@ import torch
 
 from diffusion.exact_laws import Written, write
 from diffusion.models import BLOCK, BLOCK_CAUSAL, FULL, MASK, build_blind, build_denoiser
-from hasten.canvas import Block, Canvas, DenoiserSpec, Prediction, Query
 from hasten.core import SamplingParams
 from hasten.diffusion.base import Finish, Reviser, Revision, Selection, Step, StopPolicy, Turn
 from hasten.diffusion.blocks import FixedBlocks
 from hasten.diffusion.caches import CACHES, SYSTEMS
+from hasten.diffusion.canvas import Block, Canvas, DenoiserSpec, Prediction, Query
+from hasten.diffusion.denoisers.masked_lm import MaskedLM
 from hasten.diffusion.drawing import Draw, noise_source
 from hasten.diffusion.loop import Writing, denoise
 from hasten.diffusion.parse import parse_strategy
 from hasten.diffusion.strategy import Strategy
 from hasten.errors import ConfigError
-from hasten.models.masked_lm import MaskedLM
 
 PROMPT = (5, 9, 17, 33, 8)
 APPROXIMATE = ["prefix", "dual", "dkv", "dkv-greedy", "freecache", "vicinity", "recap"]

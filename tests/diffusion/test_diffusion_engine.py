@@ -13,14 +13,14 @@ from transformers import AutoTokenizer
 
 import hasten
 from conftest import build_model
-from hasten.canvas import DenoiserSpec
 from hasten.core import SamplingParams, prompt_seeds
+from hasten.diffusion.canvas import DenoiserSpec
 from hasten.diffusion.constraints import regex_constraint
+from hasten.diffusion.denoisers.masked_lm import MaskedLM
 from hasten.diffusion.engine import DiffusionModel
 from hasten.diffusion.prompts import Gap
 from hasten.errors import ConfigError, GenerationInterrupted, PromptError
 from hasten.models.bundled_models import bundled_path
-from hasten.models.masked_lm import MaskedLM
 
 SPEC = DenoiserSpec(mask_id=1, eos_ids=(0,), pad_id=2)
 PROMPT = "User: Hello!"

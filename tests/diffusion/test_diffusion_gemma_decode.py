@@ -15,14 +15,14 @@ from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
 
 from diffusion.exact_laws import write
 from diffusion_gemmas import CANVAS, END, VOCAB, build_diffusion_gemma
-from hasten.canvas import Canvas, DenoiserSpec
 from hasten.core import SamplingParams
+from hasten.diffusion.canvas import Canvas, DenoiserSpec
+from hasten.diffusion.denoisers.diffusion_gemma import DiffusionGemma
 from hasten.diffusion.drawing import Draw, Noise, noise_source
 from hasten.diffusion.engine import DiffusionModel
 from hasten.diffusion.loop import Writing, denoise
 from hasten.diffusion.parse import parse_strategy
 from hasten.errors import ConfigError
-from hasten.models.diffusion_gemma import DiffusionGemma
 
 SPEC = DenoiserSpec(mask_id=None, attention="encoder-decoder", block_size=CANVAS, noise="uniform")
 PROMPT = [2, 17, 5, 60, 33, 8, 71, 12, 40, 9]

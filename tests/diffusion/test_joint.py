@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from diffusion.exact_laws import list_task, random_chain, random_joint, write
-from hasten.canvas import Canvas, DenoiserSpec, Query
 from hasten.core import SamplingParams
 from hasten.diffusion.base import Helpers
+from hasten.diffusion.canvas import Canvas, DenoiserSpec, Query
 from hasten.diffusion.drawing import noise_source
 from hasten.diffusion.loop import Writing, denoise
 from hasten.diffusion.parse import parse_strategy

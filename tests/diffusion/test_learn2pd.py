@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from diffusion.exact_laws import ScriptedOracle, list_task, random_chain, random_joint, write
-from hasten.canvas import Canvas, DenoiserSpec
 from hasten.core import SamplingParams
 from hasten.diffusion.base import Helpers
 from hasten.diffusion.blocks.fixed import FixedBlocks
+from hasten.diffusion.canvas import Canvas, DenoiserSpec
 from hasten.diffusion.confidence_filter import ConfidenceFilter, load_filter, save_filter
 from hasten.diffusion.parse import parse_strategy
 from hasten.diffusion.selectors.oracle import Oracle

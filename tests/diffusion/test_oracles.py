@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffusion.exact_laws import JointOracle, Oracle, TextsOracle, list_task, random_chain, write
-from hasten.list_tasks import TASKS
+from hasten.diffusion.list_tasks import TASKS
 
 
 def require_equal_laws(oracle: Oracle, joint: JointOracle, seed: int) -> None:

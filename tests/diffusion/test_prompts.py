@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from hasten.canvas import DenoiserSpec
+from hasten.diffusion.canvas import DenoiserSpec
 from hasten.diffusion.drawing import noise_source
 from hasten.diffusion.prompts import CanvasReader, Gap, parse_template
 from hasten.errors import ConfigError, PromptError

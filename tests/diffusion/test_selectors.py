@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from diffusion.exact_laws import random_chain, random_joint, write
-from hasten.canvas import Block, Canvas
 from hasten.core import SamplingParams
+from hasten.diffusion.canvas import Block, Canvas
 from hasten.diffusion.parse import parse_strategy
 from hasten.diffusion.selectors import SELECTORS, SYSTEMS
 from hasten.errors import ConfigError

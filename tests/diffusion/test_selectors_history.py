@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from diffusion.exact_laws import ScriptedOracle, random_chain, random_joint, write
-from hasten.canvas import Block, Canvas, Prediction
 from hasten.diffusion.base import Step
+from hasten.diffusion.canvas import Block, Canvas, Prediction
 from hasten.diffusion.selectors import CcdDs, Klass
 from hasten.diffusion.transforms.ccd_history import CcdHistory
 

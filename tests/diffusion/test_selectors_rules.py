@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, strategies as st
 
 from diffusion.exact_laws import JointOracle, random_chain, random_joint, write
-from hasten.canvas import Block, Canvas, DenoiserSpec, Prediction
 from hasten.diffusion.base import Selector, Step
+from hasten.diffusion.canvas import Block, Canvas, DenoiserSpec, Prediction
 from hasten.diffusion.parse import parse_strategy
 from hasten.diffusion.selectors import Auto, EntropyBound, Factor, LocalLeap
 

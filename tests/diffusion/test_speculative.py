@@ -17,8 +17,8 @@ from diffusion.enumerated import (
     require_law,
 )
 from diffusion.exact_laws import random_joint, write
-from hasten.canvas import Prediction
 from hasten.core import SamplingParams
+from hasten.diffusion.canvas import Prediction
 from hasten.diffusion.drawing import Draw
 from hasten.diffusion.parse import parse_strategy
 from hasten.diffusion.rejection import weighed

@@ -11,9 +11,9 @@ import torch
 
 from diffusion.exact_laws import random_joint, write
 from diffusion.tables import FunctionDenoiser, table_denoiser
-from hasten.canvas import Block, Canvas, DenoiserSpec, Prediction, Query
 from hasten.core import SamplingParams
 from hasten.diffusion.base import Step
+from hasten.diffusion.canvas import Block, Canvas, DenoiserSpec, Prediction, Query
 from hasten.diffusion.constraints.base import Constraint
 from hasten.diffusion.parse import parse_strategy
 from hasten.diffusion.transforms import Credit, Guidance, Temperature, Unseen

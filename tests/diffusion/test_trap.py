@@ -16,7 +16,7 @@ import pytest
 
 from diffusion.exact_laws import TextsOracle, list_task, write
 from hasten.core import SamplingParams
-from hasten.list_tasks import replace_random_success, shuffle_success
+from hasten.diffusion.list_tasks import replace_random_success, shuffle_success
 
 SAMPLED = SamplingParams(temperature=1.0)
 SIZES = range(3, 16)

@@ -8,8 +8,8 @@ import torch
 
 from diffusion.exact_laws import write
 from diffusion.tables import FunctionDenoiser, uniform_oracle
-from hasten.canvas import DenoiserSpec
 from hasten.core import SamplingParams
+from hasten.diffusion.canvas import DenoiserSpec
 from hasten.diffusion.parse import parse_strategy
 from hasten.errors import ConfigError
 
@@ -180,7 +180,7 @@ def test_a_stock_model_is_unrolled(line: str) -> None:
     """Random weights: what counts is that it ends, and that a text at rest predicts itself."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from hasten.models.masked_lm import MaskedLM
+    from hasten.diffusion.denoisers.masked_lm import MaskedLM
 
     torch.manual_seed(0)
     config = LlamaConfig(

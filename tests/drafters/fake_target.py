@@ -8,11 +8,11 @@ from contextlib import nullcontext
 import torch
 
 from hasten.core import Acceptance, SamplingParams, Sequence
-from hasten.decode import decode
 from hasten.drafters.base import Drafter
 from hasten.policies import FixedPolicy
 from hasten.sampling import Sampler
 from hasten.stopping import StopConditions
+from hasten.text.decode import decode
 from hasten.tree import DraftTree
 from hasten.verify import Verifier, find_verifier
 

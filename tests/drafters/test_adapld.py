@@ -7,8 +7,8 @@ import pytest
 from proposals import candidates, check_tree, gains, paths, periodic, sequence_of
 
 from hasten.core import Acceptance, TopCandidates
-from hasten.drafters.adapld import AdaPld
 from hasten.drafters.base import Observation
+from hasten.drafters.lookup.adapld import AdaPld
 from hasten.errors import ConfigError
 from hasten.tree import DraftTree
 

@@ -10,8 +10,8 @@ import pytest
 from proposals import candidates, check_tree, gains, paths, periodic, sequence_of
 
 from hasten.core import Acceptance, TopCandidates
-from hasten.drafters.aded import Aded
 from hasten.drafters.base import Observation
+from hasten.drafters.tables.aded import Aded
 from hasten.errors import ConfigError, StoreError
 from hasten.tree import DraftTree
 

@@ -9,8 +9,8 @@ from proposals import check_tree, gains, sequence_of
 
 from hasten.core import Acceptance, Sequence
 from hasten.drafters import DRAFTERS, Resources
-from hasten.drafters.aggressive import GAD_SYSTEM, SYSTEM, AggressiveDecoding
 from hasten.drafters.base import Observation
+from hasten.drafters.lookup.aggressive import GAD_SYSTEM, SYSTEM, AggressiveDecoding
 from hasten.errors import ConfigError, StoreError
 from hasten.tree import DraftTree
 

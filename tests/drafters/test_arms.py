@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hasten.drafters.arms import Arm, Arms
+from hasten.drafters.model.arms import Arm, Arms
 
 
 def arms_of(count, may_rest=False):

@@ -9,7 +9,7 @@ from proposals import check_tree, gains, sequence_of
 
 from hasten.core import Acceptance
 from hasten.drafters.base import Observation
-from hasten.drafters.copying import CopySpec, Llma, PromptLookup, match_reliability
+from hasten.drafters.lookup.copying import CopySpec, Llma, PromptLookup, match_reliability
 from hasten.errors import ConfigError, StoreError
 from hasten.tree import DraftTree
 

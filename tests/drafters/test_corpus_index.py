@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
 
-from hasten.drafters import corpus_index
-from hasten.drafters.corpus_index import CorpusIndex, Match, open_index, write_index
-from hasten.drafters.suffix_array import DEPTH, SEPARATOR, sort_suffixes
+from hasten.drafters.corpus import corpus_index
+from hasten.drafters.corpus.corpus_index import CorpusIndex, Match, open_index, write_index
+from hasten.drafters.corpus.suffix_array import DEPTH, SEPARATOR, sort_suffixes
 from hasten.errors import IncompatibleModels, StoreError
 
 REPETITIVE = strategies.builds(
@@ -257,7 +257,7 @@ def test_an_interrupt_while_sorting_or_replacing_keeps_the_old_store(tmp_path, m
     with pytest.raises(KeyboardInterrupt):
         write_index(tmp_path / "store", [np.arange(1000)], NAME, interrupt)
     with monkeypatch.context() as patched:
-        patched.setattr("hasten.drafters.corpus_index.write_text", interrupt)
+        patched.setattr("hasten.drafters.corpus.corpus_index.write_text", interrupt)
         with pytest.raises(KeyboardInterrupt):
             write_index(tmp_path / "store", [np.arange(1000)], NAME)
     assert len(list((tmp_path / "store").iterdir())) == 4

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hasten.drafters.corpus_texts import find_files, tokenised
+from hasten.drafters.corpus.corpus_texts import find_files, tokenised
 from hasten.errors import ConfigError
 
 
@@ -80,7 +80,9 @@ def test_files_that_cannot_be_read_are_named(tmp_path, name, content, message):
     ],
 )
 def test_a_bad_file_is_found_before_anything_is_tokenised(tmp_path, monkeypatch, name, content, message):
-    monkeypatch.setattr("hasten.drafters.corpus_texts._BATCH", 1)  # a call of the tokenizer for every piece
+    monkeypatch.setattr(
+        "hasten.drafters.corpus.corpus_texts._BATCH", 1
+    )  # a call of the tokenizer for every piece
     (tmp_path / "a.txt").write_text("a good file comes first")
     (tmp_path / name).write_bytes(content)
     asked: list[str] = []

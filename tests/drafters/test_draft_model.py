@@ -11,14 +11,14 @@ import pytest
 from adversaries import VOCAB
 from hasten.core import Acceptance, SamplingParams, Sequence
 from hasten.drafters import CombinedDrafter, Observation
-from hasten.drafters.arms import Arm
-from hasten.drafters.continued import Continued
-from hasten.drafters.copying import CopySpec
-from hasten.drafters.draft_model import DraftModel
+from hasten.drafters.lookup.copying import CopySpec
+from hasten.drafters.model.arms import Arm
+from hasten.drafters.model.continued import Continued
+from hasten.drafters.model.draft_model import DraftModel
 from hasten.drafters.trees.chain import Chain
 from hasten.drafters.trees.eagle import Eagle
 from hasten.errors import ConfigError
-from hasten.models.draft_lm import load_draft
+from hasten.models.draft.draft_lm import load_draft
 from hasten.sampling import Sampler
 
 PROMPTS = [[5, 9, 13, 22] * 3, [40], [3, 60, 61, 62], [88, 87, 86, 85, 84]]

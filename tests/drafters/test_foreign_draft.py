@@ -6,9 +6,9 @@ import pytest
 
 from conftest import build_model
 from hasten.core import SamplingParams
-from hasten.engine import LanguageModel
 from hasten.models.causal_lm import CausalLM
-from hasten.models.draft_lm import load_draft
+from hasten.models.draft.draft_lm import load_draft
+from hasten.text.engine import LanguageModel
 from hasten.training.tokenizer import train_tokenizer
 
 TEXT = "the old mill by the stream, the miller and the mill's wheel, thirty-three wheels. "

@@ -12,7 +12,7 @@ from proposals import check_tree
 
 from hasten.core import Acceptance, SamplingParams, Sequence
 from hasten.drafters.base import Observation
-from hasten.drafters.jacobi import NEW_TOKEN_TRUST, TRUSTS, Jacobi
+from hasten.drafters.itself.jacobi import NEW_TOKEN_TRUST, TRUSTS, Jacobi
 from hasten.drafters.plain import NoDrafter
 from hasten.errors import ConfigError, StoreError
 from hasten.sampling import Sampler, keyed_generator

@@ -8,7 +8,7 @@ from proposals import candidates, check_tree, paths, sequence_of
 
 from hasten.core import Acceptance, SamplingParams, TopCandidates
 from hasten.drafters.base import Observation
-from hasten.drafters.logitspec import LogitSpec
+from hasten.drafters.tables.logitspec import LogitSpec
 from hasten.errors import ConfigError
 from hasten.noise import gumbel_noise
 from hasten.sampling import Sampler

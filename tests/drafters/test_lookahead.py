@@ -12,9 +12,9 @@ from tries import Path, counted, windows
 
 from hasten.core import Acceptance
 from hasten.drafters.base import Observation
-from hasten.drafters.copying import match_reliability
-from hasten.drafters.lookahead import FAN_OUTS, MIN_PROB, Lookahead
-from hasten.drafters.token_trie import TokenTrie
+from hasten.drafters.lookup.copying import match_reliability
+from hasten.drafters.lookup.lookahead import FAN_OUTS, MIN_PROB, Lookahead
+from hasten.drafters.lookup.token_trie import TokenTrie
 from hasten.tree import DraftTree
 
 TEXTS = strategies.lists(strategies.integers(0, 3), min_size=1, max_size=40)

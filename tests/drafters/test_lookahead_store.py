@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from proposals import answer, drafted
 
-from hasten.drafters.lookahead import Lookahead
+from hasten.drafters.lookup.lookahead import Lookahead
 from hasten.errors import ConfigError, StoreError
 
 

@@ -15,7 +15,7 @@ from adversaries import trees
 from hasten.core import Acceptance, SamplingParams, Sequence
 from hasten.drafters import DRAFTERS, CombinedDrafter, Resources, make_drafter
 from hasten.drafters.base import FusedDrafter, Observation
-from hasten.drafters.mask_tokens import MaskTokens, default_mask_token, last_accepted_chances
+from hasten.drafters.itself.mask_tokens import MaskTokens, default_mask_token, last_accepted_chances
 from hasten.drafters.plain import NoDrafter
 from hasten.errors import ConfigError, StoreError
 from hasten.sampling import Sampler

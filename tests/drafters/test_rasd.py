@@ -9,11 +9,11 @@ from proposals import check_tree, drafted, gains, paths, periodic, scores, seque
 
 from adversaries import VOCAB
 from hasten.drafters.base import Observation
-from hasten.drafters.corpus_index import open_index, write_index
-from hasten.drafters.rasd import Rasd, prune
-from hasten.drafters.token_recycling import TokenRecycling
-from hasten.engine import LanguageModel
+from hasten.drafters.corpus.corpus_index import open_index, write_index
+from hasten.drafters.corpus.rasd import Rasd, prune
+from hasten.drafters.tables.token_recycling import TokenRecycling
 from hasten.errors import ConfigError, StoreError
+from hasten.text.engine import LanguageModel
 from hasten.tree import DraftTree
 
 NAME = f"token-ids-{VOCAB}"

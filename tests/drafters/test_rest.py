@@ -13,11 +13,11 @@ from proposals import drafted, paths, scores
 from adversaries import VOCAB
 from hasten.core import SamplingParams
 from hasten.drafters import Resources, make_drafter
-from hasten.drafters.copying import match_reliability
-from hasten.drafters.corpus_index import CorpusIndex, open_index, write_index
-from hasten.drafters.rest import NUM_PREFIXES, Rest
-from hasten.engine import LanguageModel
+from hasten.drafters.corpus.corpus_index import CorpusIndex, open_index, write_index
+from hasten.drafters.corpus.rest import NUM_PREFIXES, Rest
+from hasten.drafters.lookup.copying import match_reliability
 from hasten.errors import ConfigError, StoreError
+from hasten.text.engine import LanguageModel
 
 NAME = f"token-ids-{VOCAB}"
 DOCUMENTS = strategies.lists(

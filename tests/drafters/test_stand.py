@@ -10,7 +10,7 @@ from proposals import candidates, check_tree, gains, paths, sequence_of
 from hasten.core import Acceptance, SamplingParams, TopCandidates
 from hasten.drafters.base import Observation
 from hasten.drafters.coupling import MAX_AHEAD
-from hasten.drafters.stand import Stand
+from hasten.drafters.tables.stand import Stand
 from hasten.errors import ConfigError, StoreError
 from hasten.sampling import Sampler
 from hasten.tree import DraftTree

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings, strategies
 from proposals import check_tree, gains, paths, periodic, sequence_of
 
-from hasten.drafters.suffix import SuffixDrafter
-from hasten.drafters.suffix_automaton import (
+from hasten.drafters.lookup.suffix import SuffixDrafter
+from hasten.drafters.lookup.suffix_automaton import (
     COUNT,
     FIRST_END,
     LAST_END,

@@ -16,8 +16,7 @@ from conftest import ARCHITECTURES, VOCAB, build_model, finest_dtype
 from hasten.cli import app
 from hasten.core import SamplingParams
 from hasten.drafters import Resources, make_drafter
-from hasten.drafters.superposed import Superposed
-from hasten.engine import LanguageModel
+from hasten.drafters.itself.superposed import Superposed
 from hasten.errors import ConfigError, ModelError, StoreError
 from hasten.models.causal_lm import CausalLM
 from hasten.models.superposed import (
@@ -33,6 +32,7 @@ from hasten.models.superposed import (
     interpolated,
 )
 from hasten.sampling import Sampler
+from hasten.text.engine import LanguageModel
 
 PROMPT = [5, 9, 13, 22, 7] * 3
 MIXING = [name for name, (_, _, mode) in ARCHITECTURES.items() if mode != "off"]

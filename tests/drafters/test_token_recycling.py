@@ -9,9 +9,9 @@ import pytest
 from proposals import candidates, check_tree, gains, paths, sequence_of, step
 
 from hasten.core import Acceptance
-from hasten.drafters import token_recycling
 from hasten.drafters.base import Observation
-from hasten.drafters.token_recycling import TokenRecycling, template_nodes
+from hasten.drafters.tables import token_recycling
+from hasten.drafters.tables.token_recycling import TokenRecycling, template_nodes
 from hasten.errors import ConfigError, StoreError
 from hasten.tree import DraftTree
 

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings, strategies
 from tries import Path, counted, windows
 
-from hasten.drafters.token_trie import COUNT, NONE, NUM_TREES, ROOT, TokenTrie
+from hasten.drafters.lookup.token_trie import COUNT, NONE, NUM_TREES, ROOT, TokenTrie
 
 TEXTS = strategies.lists(strategies.integers(0, 3), min_size=1, max_size=40)
 FREE_OF_BOUNDS = {"max_nodes": 10**6, "max_trees": 10**6}

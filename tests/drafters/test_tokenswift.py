@@ -13,12 +13,12 @@ from proposals import check_tree, gains, paths, periodic, sequence_of
 
 from conftest import VOCAB, build_model, drawn_as
 from hasten.core import SamplingParams
-from hasten.drafters.ngram_pool import CONTINUATION, NgramPool
-from hasten.drafters.tokenswift import TokenSwift
-from hasten.engine import LanguageModel
+from hasten.drafters.itself.tokenswift import TokenSwift
+from hasten.drafters.tables.ngram_pool import CONTINUATION, NgramPool
 from hasten.errors import ConfigError, StoreError
 from hasten.models.causal_lm import CausalLM
-from hasten.models.partial_cache import PartialCache
+from hasten.models.draft.partial_cache import PartialCache
+from hasten.text.engine import LanguageModel
 
 STREAMS = st.lists(st.integers(0, 2), max_size=120)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from hasten.drafters.token_trie import TokenTrie
+from hasten.drafters.lookup.token_trie import TokenTrie
 
 Path = tuple[int, ...]
 

@@ -13,11 +13,11 @@ from adversaries import ADVERSARIES, Adversary, Oracle
 from conftest import build_model, drawn_as, each_alone, with_head
 from hasten.core import Acceptance, SamplingParams
 from hasten.drafters import DRAFTERS
-from hasten.engine import LanguageModel
 from hasten.errors import ConfigError, MissingExtra, ModelError
-from hasten.models.draft_lm import load_draft
-from hasten.models.gguf_lm import GgufLM
+from hasten.models.draft.draft_lm import load_draft
+from hasten.models.llamacpp.target import GgufLM
 from hasten.policies import CostPolicy, ForwardCost
+from hasten.text.engine import LanguageModel
 from hasten.tree import DraftTree
 from hasten.verify import VERIFIERS, Verifier
 
@@ -212,7 +212,7 @@ def test_options_that_a_file_decides_are_refused(gguf_file, tmp_path):
 
 
 def test_without_llama_cpp_the_remedy_is_named(gguf_file, monkeypatch):
-    from hasten.models import llama_library
+    from hasten.models.llamacpp import library as llama_library
 
     llama_library.bindings.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "llama_cpp", None)

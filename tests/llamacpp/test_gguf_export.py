@@ -14,9 +14,9 @@ from conftest import build_model
 from hasten.bench.shapes import embed_in_shape
 from hasten.errors import ConfigError, MissingExtra, ModelError, StoreError
 from hasten.models.bundled_models import bundled_path
-from hasten.models.gguf_export import export_gguf
+from hasten.models.forwards.packed import PackedLinear, can_pack, pack_linears
+from hasten.models.llamacpp.export import export_gguf
 from hasten.models.loading import load_pretrained
-from hasten.models.packed import PackedLinear, can_pack, pack_linears
 
 
 @pytest.fixture(scope="module")

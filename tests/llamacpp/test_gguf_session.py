@@ -13,9 +13,9 @@ from adversaries import VOCAB, trees
 from conftest import build_model
 from hasten.core import Acceptance
 from hasten.errors import ConfigError, ModelError
-from hasten.models.gguf_lm import GgufLM
-from hasten.models.gguf_session import GgufSession, with_at_most
-from hasten.models.llama_library import PASS_TOKENS
+from hasten.models.llamacpp.library import PASS_TOKENS
+from hasten.models.llamacpp.session import GgufSession, with_at_most
+from hasten.models.llamacpp.target import GgufLM
 from hasten.tree import ROOT, DraftTree
 
 pytest.importorskip("llama_cpp")
@@ -75,7 +75,7 @@ def test_logits_are_those_of_transformers(gguf_file, name):
 
 
 def test_llama_3_rotations_are_those_of_transformers(tmp_path):
-    from hasten.models.gguf_export import export_gguf
+    from hasten.models.llamacpp.export import export_gguf
 
     scaling = {
         "rope_type": "llama3",
@@ -199,7 +199,7 @@ def test_lesser_modes_verify_less(gguf_file, plain, mode):
 
 
 def test_candidates_of_a_prompt_are_those_of_every_position(target, plain, monkeypatch):
-    monkeypatch.setattr("hasten.models.gguf_session._CANDIDATE_LOGITS", 3 * VOCAB)  # several pieces
+    monkeypatch.setattr("hasten.models.llamacpp.session._CANDIDATE_LOGITS", 3 * VOCAB)  # several pieces
     found = target.open().prefill(PROMPTS, top_k=2)
     assert found[0] is None
     for prompt, candidates in zip(PROMPTS[1:], found[1:], strict=True):
@@ -212,7 +212,7 @@ def test_candidates_of_a_prompt_are_those_of_every_position(target, plain, monke
 
 
 def test_what_all_prompts_begin_with_is_cached_once(target, monkeypatch):
-    from hasten.models import llama_library
+    from hasten.models.llamacpp import library as llama_library
 
     counts = []
     run = llama_library.LlamaContext.run

@@ -7,8 +7,8 @@ from hypothesis import given, settings, strategies as st
 
 from hasten.bench.prompts import chat_prompt, stop_strings
 from hasten.errors import ModelError
-from hasten.models.gguf_export import export_gguf
-from hasten.models.gguf_lm import load_gguf
+from hasten.models.llamacpp.export import export_gguf
+from hasten.models.llamacpp.target import load_gguf
 from hasten.models.loading import load_pretrained
 from hasten.models.vocabulary import ordinary_token_bytes, vocabulary_fingerprint
 

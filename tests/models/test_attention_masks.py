@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hasten.models.attention import AttentionKinds, additive_mask
+from hasten.models.sessions.attention import AttentionKinds, additive_mask
 
 
 def test_full_attention_passes_the_tree_mask_through():

@@ -9,8 +9,8 @@ import torch
 from adversaries import VOCAB
 from conftest import ARCHITECTURES, finest_dtype
 from hasten.core import Acceptance
-from hasten.models.chain_session import best_chain
 from hasten.models.probe import SESSIONS
+from hasten.models.sessions.chain_session import best_chain
 from hasten.tree import DraftTree
 
 CHAIN_MODELS = [name for name, (_, _, mode) in ARCHITECTURES.items() if mode != "tree"]
@@ -52,7 +52,7 @@ def test_any_history_gives_the_logits_of_a_fresh_pass(targets, name):
 
 @pytest.mark.parametrize("name", CHAIN_MODELS)
 def test_prefill_gives_the_candidates_of_every_prompt_position(targets, name, monkeypatch):
-    monkeypatch.setattr("hasten.models.chain_session.PREFILL_CHUNK", 4)
+    monkeypatch.setattr("hasten.models.sessions.chain_session.PREFILL_CHUNK", 4)
     target = targets(name, finest_dtype(name))
     found = target.open().prefill(PROMPTS, top_k=3)
     assert found[0] is None

@@ -20,17 +20,16 @@ from compiled_models import (
 )
 from conftest import ARCHITECTURES, build_model
 from hasten.core import SamplingParams
-from hasten.engine import LanguageModel
 from hasten.errors import ConfigError
-from hasten.models import forwards
 from hasten.models.causal_lm import CausalLM
-from hasten.models.compiled.blueprint import read_blueprint
-from hasten.models.compiled.tiles import TiledLinear
-from hasten.models.forward import Forward
-from hasten.models.forwards import prepare
-from hasten.models.packed import OneDnnLinear, PackedLinear
-from hasten.models.reference import Reference
-from hasten.models.stand_in import StandIn
+from hasten.models.forwards.choose import choose as forwards, prepare
+from hasten.models.forwards.compiled.blueprint import read_blueprint
+from hasten.models.forwards.compiled.tiles import TiledLinear
+from hasten.models.forwards.forward import Forward
+from hasten.models.forwards.packed import OneDnnLinear, PackedLinear
+from hasten.models.forwards.reference import Reference
+from hasten.models.forwards.stand_in import StandIn
+from hasten.text.engine import LanguageModel
 
 GREEDY = SamplingParams(max_new_tokens=12, ignore_eos=True)
 

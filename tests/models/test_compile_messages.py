@@ -6,7 +6,7 @@ import logging
 
 import numba
 
-from hasten.models.compiled.messages import announced
+from hasten.models.forwards.compiled.messages import announced
 
 
 def test_what_is_compiled_is_said_once_with_its_time(caplog):

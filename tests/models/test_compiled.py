@@ -26,15 +26,15 @@ from compiled_models import (
 from conftest import ARCHITECTURES, build_model
 from hasten.errors import ConfigError
 from hasten.models.causal_lm import CausalLM
-from hasten.models.compiled import blueprint, tiles
-from hasten.models.compiled.blueprint import Unsupported, read_blueprint
-from hasten.models.compiled.executor import CompiledForward
-from hasten.models.compiled.tiles import TiledEmbedding, TiledLinear
-from hasten.models.forward import Forward
-from hasten.models.forwards import prepare
-from hasten.models.packed import can_pack, largest_linear
-from hasten.models.slot_cache import SlotCache
-from hasten.models.stand_in import StandIn, restore
+from hasten.models.forwards.choose import prepare
+from hasten.models.forwards.compiled import blueprint, tiles
+from hasten.models.forwards.compiled.blueprint import Unsupported, read_blueprint
+from hasten.models.forwards.compiled.executor import CompiledForward
+from hasten.models.forwards.compiled.tiles import TiledEmbedding, TiledLinear
+from hasten.models.forwards.forward import Forward
+from hasten.models.forwards.packed import can_pack, largest_linear
+from hasten.models.forwards.stand_in import StandIn, restore
+from hasten.models.sessions.slot_cache import SlotCache
 
 
 def test_these_architectures_are_compiled():

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from compiled_models import compiled, text_of
 from hasten.core import SamplingParams
 from hasten.logits import Draw, Logits
-from hasten.models.tree_session import TreeSession
+from hasten.models.sessions.tree_session import TreeSession
 from hasten.noise import NoiseKey
 from hasten.sampling import Sampler
 from hasten.tree import DraftTree

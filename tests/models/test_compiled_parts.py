@@ -16,12 +16,12 @@ from torch.nn import functional
 
 from compiled_models import compiled, text_of, torch_threads
 from hasten.floats import exp
-from hasten.models.compiled import products
-from hasten.models.compiled.executor import VisibleSlots
-from hasten.models.compiled.linear import multiply, share
-from hasten.models.compiled.machine import meet, read, transpose_16, write
-from hasten.models.compiled.products import LANES, MAX_ROWS, PANEL, ROW_COUNTS
-from hasten.models.compiled.rows import (
+from hasten.models.forwards.compiled import products
+from hasten.models.forwards.compiled.executor import VisibleSlots
+from hasten.models.forwards.compiled.linear import multiply, share
+from hasten.models.forwards.compiled.machine import meet, read, transpose_16, write
+from hasten.models.forwards.compiled.products import LANES, MAX_ROWS, PANEL, ROW_COUNTS
+from hasten.models.forwards.compiled.rows import (
     ACTIVATIONS,
     LAYER_NORM,
     RMS_NORM,
@@ -32,9 +32,9 @@ from hasten.models.compiled.rows import (
     packed_start,
     softmax_weights,
 )
-from hasten.models.compiled.team import Team, team
-from hasten.models.compiled.tiles import TiledEmbedding, TiledLinear, Tiles
-from hasten.models.slot_cache import SlotCache
+from hasten.models.forwards.compiled.thread_pool import Team, team
+from hasten.models.forwards.compiled.tiles import TiledEmbedding, TiledLinear, Tiles
+from hasten.models.sessions.slot_cache import SlotCache
 
 KINDS = {torch.float32: np.float32, torch.bfloat16: np.uint16}
 DTYPES = list(KINDS)

@@ -17,11 +17,11 @@ from compiled_models import ALL, accept, all_logits, compiled, decoder, last_log
 from conftest import VOCAB, each_alone
 from coverings import some_of
 from hasten.core import SamplingParams
-from hasten.engine import LanguageModel
 from hasten.models.causal_lm import CausalLM
-from hasten.models.draft_lm import load_draft
-from hasten.models.slot_cache import SlotCache
-from hasten.models.tree_session import TreeSession
+from hasten.models.draft.draft_lm import load_draft
+from hasten.models.sessions.slot_cache import SlotCache
+from hasten.models.sessions.tree_session import TreeSession
+from hasten.text.engine import LanguageModel
 from hasten.tree import DraftTree
 
 DTYPES = [torch.float32, torch.bfloat16]

@@ -36,9 +36,10 @@ from denoiser_checkpoints import (
     write_layout,
     write_tokenizer,
 )
-from hasten.canvas import SPEC_FILE, DenoiserSpec, Query
+from hasten.diffusion.canvas import SPEC_FILE, DenoiserSpec, Query
+from hasten.diffusion.denoisers.loading import FAMILIES, load_denoiser
 from hasten.errors import ConfigError, ModelError
-from hasten.models.denoisers import is_denoiser, load_denoiser
+from hasten.models.checkpoints import DENOISERS, is_denoiser
 from hasten.models.weights import INDEX_FILE, WEIGHTS_FILE
 
 TEXT = np.array([7, 30, MASK, 99, MASK, MASK, 12, 250, MASK, 5, 40])
@@ -337,10 +338,14 @@ def test_what_a_denoiser_is_is_told_without_its_weights(tmp_path):
     assert is_denoiser(str(tmp_path))
 
 
+def test_every_published_type_that_is_read_is_told_by_its_name():
+    assert {kind for family in FAMILIES for kind in family.model_types} == DENOISERS
+
+
 @pytest.fixture
 def no_hub(monkeypatch) -> None:
     """A hub that has nothing; nobody is asked."""
-    monkeypatch.setattr("hasten.models.denoisers.cached_file", lambda *arguments, **options: None)
+    monkeypatch.setattr("hasten.diffusion.denoisers.loading.cached_file", lambda *arguments, **options: None)
 
 
 @pytest.mark.parametrize("name", ["demo", "no/such/folder", "/no/such", "owner/not-a-model-there"])
@@ -363,9 +368,9 @@ def test_hub_repositories_are_read_like_folders(tmp_path, monkeypatch):
         fetched.append((name, "*.safetensors" in allow_patterns))
         return str(folder)
 
-    monkeypatch.setattr("hasten.models.denoisers.snapshot_download", fetch)
+    monkeypatch.setattr("hasten.diffusion.denoisers.loading.snapshot_download", fetch)
     monkeypatch.setattr(
-        "hasten.models.denoisers.cached_file",
+        "hasten.diffusion.denoisers.loading.cached_file",
         lambda name, file, **options: str(folder / file) if (folder / file).is_file() else None,
     )
     assert is_denoiser("someone/mdlm")

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from denoiser_checkpoints import write_tokenizer
 from diffusion_gemmas import CANVAS, END, VOCAB, build_diffusion_gemma
-from hasten.canvas import DenoiserSpec, Prediction, Query
+from hasten.diffusion.canvas import DenoiserSpec, Prediction, Query
+from hasten.diffusion.denoisers.diffusion_gemma import DiffusionGemma
+from hasten.diffusion.denoisers.loading import load_denoiser
 from hasten.errors import ConfigError, ModelError, PromptError
-from hasten.models.denoisers import is_denoiser, load_denoiser
-from hasten.models.diffusion_gemma import DiffusionGemma
+from hasten.models.checkpoints import is_denoiser
 from hasten.models.weights import WEIGHTS_FILE
 
 SPEC = DenoiserSpec(mask_id=None, attention="encoder-decoder", block_size=CANVAS, noise="uniform")

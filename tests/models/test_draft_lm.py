@@ -12,8 +12,8 @@ from hypothesis import given, strategies as st
 from conftest import VOCAB, build_model
 from hasten.errors import ConfigError, ModelError
 from hasten.models.causal_lm import CausalLM
-from hasten.models.draft_lm import DraftLM, load_draft, trim_head
-from hasten.models.packed import pack_linears
+from hasten.models.draft.draft_lm import DraftLM, load_draft, trim_head
+from hasten.models.forwards.packed import pack_linears
 from hasten.models.vocabulary import VocabularyMap
 from hasten.training.tokenizer import train_tokenizer
 

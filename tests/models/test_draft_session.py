@@ -10,8 +10,8 @@ from hypothesis import given, settings, strategies as st
 from conftest import ARCHITECTURES, VOCAB, build_model, finest_dtype
 from hasten.errors import ConfigError, ModelError
 from hasten.models.causal_lm import CausalLM
-from hasten.models.draft_session import GrowingSession, RereadSession, open_draft_session
-from hasten.models.seq2seq_lm import Seq2SeqLM
+from hasten.models.draft.draft_session import GrowingSession, RereadSession, open_draft_session
+from hasten.models.encoder_decoder.target import Seq2SeqLM
 from hasten.tree import ROOT
 from seq2seq_models import build_seq2seq
 

@@ -10,9 +10,9 @@ from transformers import SuppressTokensLogitsProcessor
 
 from conftest import build_model
 from hasten.core import SamplingParams
-from hasten.engine import LanguageModel
 from hasten.models.causal_lm import CausalLM
 from hasten.models.generation_settings import DEMANDED
+from hasten.text.engine import LanguageModel
 
 PROMPT = [5, 6, 7, 8]
 PARAMS = SamplingParams(max_new_tokens=12, ignore_eos=True)

@@ -18,17 +18,16 @@ import hasten
 from adversaries import ADVERSARIES, Adversary, Oracle
 from conftest import ARCHITECTURES, BASE, build_model, each_alone, finest_dtype
 from hasten.core import Acceptance, SamplingParams
-from hasten.engine import LanguageModel
 from hasten.errors import ConfigError
-from hasten.models import forwards, graphs
-from hasten.models.attention import AttentionKinds
 from hasten.models.causal_lm import CausalLM
-from hasten.models.draft_lm import load_draft
-from hasten.models.forward import Forward
-from hasten.models.forwards import prepare
-from hasten.models.graphs import MIN_SLOTS, TOKENS, CudaRecorder, GraphedForward
+from hasten.models.draft.draft_lm import load_draft
+from hasten.models.forwards.choose import choose as forwards, graphs, prepare
+from hasten.models.forwards.forward import Forward
+from hasten.models.forwards.graphs import MIN_SLOTS, TOKENS, CudaRecorder, GraphedForward
 from hasten.models.probe import probe
-from hasten.models.tree_session import TreeSession
+from hasten.models.sessions.attention import AttentionKinds
+from hasten.models.sessions.tree_session import TreeSession
+from hasten.text.engine import LanguageModel
 from hasten.tree import DraftTree
 from histories import PROMPTS, a_tree, check_step, walk
 from recordings import WAITS, TapeRecorder

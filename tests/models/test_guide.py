@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from conftest import VOCAB, build_model
-from hasten.canvas import DenoiserSpec
+from hasten.diffusion.canvas import DenoiserSpec
+from hasten.diffusion.denoisers.guide import CausalGuide, load_guide
 from hasten.errors import ConfigError, IncompatibleModels, ModelError
 from hasten.models.causal_lm import CausalLM
-from hasten.models.guide import CausalGuide, load_guide
 from hasten.training.tokenizer import train_tokenizer
 
 TEXT = "the old mill by the stream, the miller and the mill's wheel, thirty-three wheels. "

@@ -11,15 +11,15 @@ import torch
 from safetensors.numpy import save_file
 
 from conftest import VOCAB, build_model
-from hasten.engine import LanguageModel
 from hasten.errors import ConfigError, IncompatibleModels, ModelError, StoreError
 from hasten.models.causal_lm import CausalLM
-from hasten.models.draft_lm import load_draft
+from hasten.models.draft.draft_lm import load_draft
+from hasten.models.draft.trimmed_vocabulary import TRIM_FILE, load_kept_ids, save_kept_ids
+from hasten.models.encoder_decoder.target import Seq2SeqLM
+from hasten.models.forwards.packed import PackedLinear
 from hasten.models.loading import load_pretrained
-from hasten.models.packed import PackedLinear
-from hasten.models.seq2seq_lm import Seq2SeqLM
-from hasten.models.trimmed_vocabulary import TRIM_FILE, load_kept_ids, save_kept_ids
 from hasten.models.vocabulary import vocabulary_fingerprint
+from hasten.text.engine import LanguageModel
 from seq2seq_models import build_seq2seq
 
 

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from conftest import build_model
-from hasten.models.compiled.mapped_files import MappedFiles
-from hasten.models.forwards import prepare
+from hasten.models.forwards.choose import prepare
+from hasten.models.forwards.compiled.mapped_files import MappedFiles
 
 SMAPS = Path("/proc/self/smaps")
 pytestmark = pytest.mark.skipif(not SMAPS.exists(), reason="the system does not tell what is in memory")

@@ -10,10 +10,10 @@ import torch
 
 from conftest import VOCAB, build_model
 from diffusion.models import BIDIRECTIONAL, BLOCK, BLOCK_CAUSAL, FULL, MASK, build_denoiser
-from hasten.canvas import DenoiserSpec, Query
+from hasten.diffusion.canvas import DenoiserSpec, Query
+from hasten.diffusion.denoisers.masked_lm import MaskedLM
 from hasten.errors import ModelError
-from hasten.models.attention import additive_mask
-from hasten.models.masked_lm import MaskedLM
+from hasten.models.sessions.attention import additive_mask
 
 
 def text(length: int, seed: int = 0) -> np.ndarray:

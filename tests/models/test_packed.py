@@ -10,13 +10,12 @@ from torch import nn
 from compiled_models import needs_mkldnn
 from conftest import VOCAB, build_model
 from hasten.core import SamplingParams
-from hasten.engine import LanguageModel
 from hasten.errors import ConfigError
-from hasten.models import forwards, packed
 from hasten.models.causal_lm import CausalLM
-from hasten.models.forwards import prepare
-from hasten.models.packed import OneDnnLinear, PackedLinear, can_pack, pack_linears, packed_ratio
-from hasten.models.stand_in import restore
+from hasten.models.forwards.choose import choose as forwards, packed, prepare
+from hasten.models.forwards.packed import OneDnnLinear, PackedLinear, can_pack, pack_linears, packed_ratio
+from hasten.models.forwards.stand_in import restore
+from hasten.text.engine import LanguageModel
 from seq2seq_models import build_seq2seq
 
 

@@ -13,9 +13,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from conftest import ARCHITECTURES, VOCAB, build_model, finest_dtype
 from hasten.core import Acceptance
 from hasten.models.causal_lm import CausalLM
-from hasten.models.partial_cache import PartialCache, query_scores, top_positions, why_not_partial
-from hasten.models.shared_prefix import SharedPrefixSession
-from hasten.models.tree_session import TreeSession
+from hasten.models.draft.partial_cache import PartialCache, query_scores, top_positions, why_not_partial
+from hasten.models.sessions.shared_prefix import SharedPrefixSession
+from hasten.models.sessions.tree_session import TreeSession
 from hasten.tree import DraftTree
 
 WINDOWED = {"mistral-sliding", "gemma2", "gemma3", "llama4-chunked"}

@@ -10,9 +10,9 @@ from transformers import DynamicCache
 
 from conftest import ARCHITECTURES, VOCAB, finest_dtype
 from hasten.core import Acceptance
-from hasten.models import tree_session
-from hasten.models.prepacking import PackedRow, group_rows, pack_rows
-from hasten.models.tree_session import TreeSession
+from hasten.models.sessions import tree_session
+from hasten.models.sessions.prepacking import PackedRow, group_rows, pack_rows
+from hasten.models.sessions.tree_session import TreeSession
 from hasten.tree import DraftTree
 
 TREE_MODELS = [name for name, (_, _, mode) in ARCHITECTURES.items() if mode == "tree"]

@@ -13,12 +13,12 @@ import torch
 
 from conftest import ARCHITECTURES, BASE, build_model
 from hasten.core import SamplingParams
-from hasten.engine import LanguageModel
 from hasten.errors import ConfigError, ModelError
-from hasten.models.attention import AttentionKinds
 from hasten.models.causal_lm import CausalLM
-from hasten.models.full_precision import FullPrecision
+from hasten.models.forwards.full_precision import FullPrecision
 from hasten.models.probe import SESSIONS, probe
+from hasten.models.sessions.attention import AttentionKinds
+from hasten.text.engine import LanguageModel
 from small_architectures import build
 
 GREEDY = SamplingParams(max_new_tokens=12, ignore_eos=True)

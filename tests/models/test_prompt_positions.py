@@ -9,10 +9,10 @@ import torch
 from compiled_models import compiled
 from conftest import build_model
 from hasten.models.causal_lm import CausalLM
-from hasten.models.forward import Forward
-from hasten.models.gguf_lm import GgufLM
-from hasten.models.shared_prefix import SharedPrefixSession
-from hasten.models.tree_session import TreeSession
+from hasten.models.forwards.forward import Forward
+from hasten.models.llamacpp.target import GgufLM
+from hasten.models.sessions.shared_prefix import SharedPrefixSession
+from hasten.models.sessions.tree_session import TreeSession
 
 COMMON = [11, 12, 13, 14, 15, 16]
 PROMPTS = [
@@ -44,7 +44,7 @@ def check(open_session, prompts=PROMPTS, positions=POSITIONS):
 @pytest.mark.parametrize("prefill", ["packed", "padded"])
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_in_packed_and_padded_rows(targets, monkeypatch, name, prefill, chunk):
-    monkeypatch.setattr("hasten.models.tree_session.PREFILL_CHUNK", chunk)
+    monkeypatch.setattr("hasten.models.sessions.tree_session.PREFILL_CHUNK", chunk)
     forward = targets(name, torch.float64).forward
     check(lambda: TreeSession(forward, prefill=prefill))
     for one in range(1, 5):
@@ -53,7 +53,7 @@ def test_in_packed_and_padded_rows(targets, monkeypatch, name, prefill, chunk):
 
 @pytest.mark.parametrize("name", ["bloom-alibi", "lfm2-hybrid", "rwkv", "mamba-recurrent"])
 def test_in_chains(targets, monkeypatch, name):
-    monkeypatch.setattr("hasten.models.chain_session.PREFILL_CHUNK", 4)
+    monkeypatch.setattr("hasten.models.sessions.chain_session.PREFILL_CHUNK", 4)
     check(targets(name).open)
 
 
@@ -97,12 +97,12 @@ def test_on_llama_cpp(gguf_file, monkeypatch):
     pytest.importorskip("llama_cpp")
     target = GgufLM(gguf_file("llama"))
     check(target.open)
-    monkeypatch.setattr("hasten.models.gguf_session._CANDIDATE_LOGITS", 1)  # several pieces
+    monkeypatch.setattr("hasten.models.llamacpp.session._CANDIDATE_LOGITS", 1)  # several pieces
     check(target.open)
 
 
 def test_of_an_encoder_decoder_model():
-    from hasten.models.seq2seq_lm import Seq2SeqLM
+    from hasten.models.encoder_decoder.target import Seq2SeqLM
     from seq2seq_models import build_seq2seq
 
     target = Seq2SeqLM(build_seq2seq("bart"))

@@ -10,9 +10,9 @@ import torch
 
 from conftest import build_model
 from diffusion.models import BIDIRECTIONAL, BLOCK, BLOCK_CAUSAL, FULL, MASK, build_blind, build_denoiser
-from hasten.canvas import Query
+from hasten.diffusion.canvas import Query
+from hasten.diffusion.denoisers.masked_lm import MaskedLM, MaskedSession
 from hasten.errors import ModelError
-from hasten.models.masked_lm import MaskedLM, MaskedSession
 
 LENGTH = 12
 

@@ -10,13 +10,13 @@ from transformers import AutoTokenizer
 import hasten
 from conftest import build_model
 from hasten.core import Acceptance, SamplingParams
-from hasten.engine import LanguageModel
 from hasten.errors import ConfigError, ModelError, PromptError
 from hasten.models.bundled_models import bundled_path
 from hasten.models.causal_lm import CausalLM
-from hasten.models.packed import PackedLinear, pack_linears
-from hasten.models.seq2seq_lm import Seq2SeqLM, target_of
-from hasten.requests import Requests
+from hasten.models.encoder_decoder.target import Seq2SeqLM, target_of
+from hasten.models.forwards.packed import PackedLinear, pack_linears
+from hasten.text.engine import LanguageModel
+from hasten.text.requests import Requests
 from hasten.tree import DraftTree
 from seq2seq_models import SEQ2SEQ, VOCAB, build_seq2seq, sources_for
 

@@ -13,13 +13,13 @@ from hypothesis import given, settings, strategies as st
 from adversaries import VOCAB, Adversary, Oracle, random_tree
 from conftest import ARCHITECTURES, build_model, finest_dtype
 from hasten.core import Acceptance, SamplingParams
-from hasten.engine import LanguageModel
 from hasten.errors import ConfigError, ModelError
-from hasten.models import prefix_attention, shared_prefix
 from hasten.models.causal_lm import CausalLM
-from hasten.models.prefix_attention import Prefix, attend, attending_to, merge
-from hasten.models.shared_prefix import SharedPrefixSession, can_share_prefixes, common_length
-from hasten.models.tree_session import TreeSession
+from hasten.models.sessions import prefix_attention, shared_prefix
+from hasten.models.sessions.prefix_attention import Prefix, attend, attending_to, merge
+from hasten.models.sessions.shared_prefix import SharedPrefixSession, can_share_prefixes, common_length
+from hasten.models.sessions.tree_session import TreeSession
+from hasten.text.engine import LanguageModel
 from hasten.tree import DraftTree
 from histories import a_tree, plain_logits
 

@@ -10,11 +10,11 @@ import torch
 from transformers import LlamaConfig
 
 from diffusion.exact_laws import write
-from hasten.canvas import DenoiserSpec, Query
 from hasten.core import SamplingParams
+from hasten.diffusion.canvas import DenoiserSpec, Query
+from hasten.diffusion.denoisers.loading import load_denoiser
+from hasten.diffusion.denoisers.sigma_gpt import POSITIONS_FILE, Rows, SigmaGPT
 from hasten.errors import ConfigError, ModelError
-from hasten.models.denoisers import load_denoiser
-from hasten.models.sigma_gpt import POSITIONS_FILE, Rows, SigmaGPT
 from hasten.training.tokenizer import train_tokenizer
 
 WORDS, LENGTH = 7, 10

@@ -12,8 +12,8 @@ from transformers import DynamicCache
 
 from conftest import ARCHITECTURES, VOCAB, finest_dtype
 from hasten.core import Acceptance
-from hasten.models.slot_cache import MIN_GROWTH, SlotCache, SlotLayer
-from hasten.models.tree_session import TreeSession
+from hasten.models.sessions.slot_cache import MIN_GROWTH, SlotCache, SlotLayer
+from hasten.models.sessions.tree_session import TreeSession
 from hasten.tree import DraftTree
 
 ATTENTION = [name for name, (_, _, mode) in ARCHITECTURES.items() if mode in ("tree", "chain")]
@@ -233,7 +233,7 @@ def test_a_model_computes_bit_for_bit_what_it_does_over_its_own_cache(
     forward = targets(name, finest_dtype(name)).forward
     if forward.config._attn_implementation == "sdpa":
         monkeypatch.setattr(forward.config, "_attn_implementation_internal", implementation)
-    monkeypatch.setattr("hasten.models.slot_cache.MIN_GROWTH", 8)
+    monkeypatch.setattr("hasten.models.sessions.slot_cache.MIN_GROWTH", 8)
     rng, caches = np.random.default_rng(0), (DynamicCache(), SlotCache())
     start, capacities = 0, set()
     for size in (9, 1, 5, 70, 1, 8):

@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from adversaries import VOCAB, trees
 from conftest import ARCHITECTURES, finest_dtype
-from hasten.models.tree_session import TreeSession
+from hasten.models.sessions.tree_session import TreeSession
 from hasten.tree import DraftTree
 from histories import PROMPTS, a_tree, assert_equal, check_step, plain_logits, walk
 
@@ -124,7 +124,7 @@ def test_prefill_gives_the_candidates_of_every_prompt_position(targets):
 
 
 def test_a_prompt_is_cached_in_pieces(targets, monkeypatch):
-    monkeypatch.setattr("hasten.models.tree_session.PREFILL_CHUNK", 4)
+    monkeypatch.setattr("hasten.models.sessions.tree_session.PREFILL_CHUNK", 4)
     forward = forward_of(targets, "gemma3")
     session = TreeSession(forward)
     candidates = session.prefill(PROMPTS, top_k=2)

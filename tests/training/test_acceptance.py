@@ -12,8 +12,8 @@ import torch
 from conftest import VOCAB, build_model
 from hasten.errors import ConfigError, IncompatibleModels
 from hasten.models.causal_lm import CausalLM
-from hasten.models.draft_lm import load_draft
-from hasten.models.hidden_tap import HiddenTap
+from hasten.models.draft.draft_lm import load_draft
+from hasten.models.forwards.hidden_tap import HiddenTap
 from hasten.training.acceptance import AcceptanceTraining, acceptance_loss, train_acceptance_head
 
 TEXT = np.random.default_rng(0).integers(3, VOCAB, 4000)

@@ -10,8 +10,8 @@ import torch
 
 from diffusion.exact_laws import random_chain, write
 from diffusion.models import build_denoiser
-from hasten.canvas import Canvas, DenoiserSpec
 from hasten.diffusion.base import Helpers
+from hasten.diffusion.canvas import Canvas, DenoiserSpec
 from hasten.diffusion.drawing import noise_source
 from hasten.errors import ConfigError
 from hasten.training.confidence_filter import (

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from hasten.list_tasks import MAX_SIZE, MIN_SIZE, TASKS, Question, is_correct
+from hasten.diffusion.list_tasks import MAX_SIZE, MIN_SIZE, TASKS, Question, is_correct
 from hasten.training.data import load_corpus
 from hasten.training.diffusion_recipe import DiffusionConfig
 from hasten.training.diffusion_rows import MAX_PROMPT, ListRows, Rows, TextRows, list_tokenizer

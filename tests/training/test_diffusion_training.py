@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from hasten.canvas import DenoiserSpec
 from hasten.cli import app
+from hasten.diffusion.canvas import DenoiserSpec
 from hasten.errors import ConfigError, HastenError, IncompatibleModels
 from hasten.models.bundled_models import bundled_path
 from hasten.training.diffusion import DiffusionConfig, train_diffusion_model

@@ -8,14 +8,14 @@ import torch
 
 from conftest import build_model
 from diffusion.exact_laws import write
-from hasten.canvas import Canvas, DenoiserSpec, Query
 from hasten.core import SamplingParams
 from hasten.diffusion.base import Helpers
+from hasten.diffusion.canvas import Canvas, DenoiserSpec, Query
+from hasten.diffusion.denoisers.joint_sampler import JointSampler
+from hasten.diffusion.denoisers.masked_lm import MaskedLM
 from hasten.diffusion.sampler_file import load_sampler, save_sampler
 from hasten.diffusion.trained import denoiser_fingerprint, find_filter, find_sampler
 from hasten.errors import ConfigError, IncompatibleModels, ModelError, StoreError
-from hasten.models.joint_sampler import JointSampler
-from hasten.models.masked_lm import MaskedLM
 from hasten.training.joint_sampler import JointTraining, divergence, train_joint_sampler
 
 LENGTH = 6

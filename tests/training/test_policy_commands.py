@@ -10,11 +10,11 @@ import torch
 from typer.testing import CliRunner
 
 from conftest import build_model
-from hasten.canvas import DenoiserSpec
 from hasten.cli import app
 from hasten.cli.training_canvases import PromptChoice
+from hasten.diffusion.canvas import DenoiserSpec
 from hasten.diffusion.confidence_filter import FILTER_FILE
-from hasten.list_tasks import TASKS
+from hasten.diffusion.list_tasks import TASKS
 from hasten.training.diffusion_rows import list_tokenizer
 
 PROMPT = "reverse : B A D C ="

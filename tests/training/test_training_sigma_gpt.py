@@ -9,10 +9,10 @@ import pytest
 from transformers import LlamaConfig
 
 from diffusion.exact_laws import random_joint, write
-from hasten.canvas import DenoiserSpec
 from hasten.core import SamplingParams
+from hasten.diffusion.canvas import DenoiserSpec
+from hasten.diffusion.denoisers.sigma_gpt import SigmaGPT
 from hasten.errors import ConfigError
-from hasten.models.sigma_gpt import SigmaGPT
 from hasten.training.sigma_gpt import order_loss, reading_order, train_sigma_gpt
 
 WORDS, LENGTH = 3, 4

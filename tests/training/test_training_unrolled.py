@@ -10,10 +10,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from diffusion.exact_laws import write
-from hasten.canvas import DenoiserSpec
 from hasten.core import SamplingParams
+from hasten.diffusion.canvas import DenoiserSpec
+from hasten.diffusion.denoisers.masked_lm import MaskedLM
 from hasten.errors import ConfigError
-from hasten.models.masked_lm import MaskedLM
 from hasten.training.diffusion_rows import Rows
 from hasten.training.unrolled import corrupted, unrolled_loss
 

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 import hasten
 from hasten.cli import app
 from hasten.errors import ConfigError
+from hasten.models.draft.trimmed_vocabulary import TRIM_FILE, load_kept_ids
 from hasten.models.loading import load_pretrained, load_tokenizer
-from hasten.models.trimmed_vocabulary import TRIM_FILE, load_kept_ids
 from hasten.models.vocabulary import vocabulary_fingerprint
 from hasten.training.trim import count_tokens, most_frequent, trim_vocabulary
 

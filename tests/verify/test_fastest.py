@@ -15,10 +15,10 @@ from test_rounds import excess
 from conftest import build_model
 from hasten.core import SamplingParams, VeiledSampler
 from hasten.drafters.plain import NoDrafter
-from hasten.engine import LanguageModel
 from hasten.errors import ConfigError
 from hasten.models.causal_lm import CausalLM
 from hasten.sampling import Sampler
+from hasten.text.engine import LanguageModel
 from hasten.tree import DraftTree
 from hasten.verify import VERIFIERS, begin_fastest, fastest
 

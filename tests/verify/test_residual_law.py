@@ -13,7 +13,7 @@ from hypothesis import given, settings, strategies as st
 
 from adversaries import trees
 from hasten.drafters.base import Observation
-from hasten.drafters.jacobi import Jacobi
+from hasten.drafters.itself.jacobi import Jacobi
 from hasten.tree import DraftTree
 from hasten.verify import residual
 from hasten.verify.laws import draw
@@ -29,7 +29,7 @@ def forks(monkeypatch):
         return forks.choose((law / law.sum()).tolist())
 
     monkeypatch.setattr(MODULE, "draw", choose)
-    monkeypatch.setattr("hasten.drafters.jacobi.draw", choose)
+    monkeypatch.setattr("hasten.drafters.itself.jacobi.draw", choose)
     return forks
 
 

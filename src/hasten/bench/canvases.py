@@ -15,9 +15,9 @@ from typing import Any
 from hasten.bench.prompts import chat_prompt, load_prompt_set, spread
 from hasten.core import SamplingParams
 from hasten.diffusion.engine import DiffusionModel, DiffusionOutput
+from hasten.diffusion.list_tasks import MAX_SIZE, MIN_SIZE, TASKS, Question, is_correct, sample_questions
 from hasten.diffusion.strategy import Strategy
 from hasten.errors import ConfigError
-from hasten.list_tasks import MAX_SIZE, MIN_SIZE, TASKS, Question, is_correct, sample_questions
 
 LISTS = "lists"
 """prompts that stand for list tasks: "lists", or "lists:copy" for one of them"""

@@ -17,9 +17,9 @@ import torch
 
 from hasten.bench.agreement import Agreement, compare, judge_of, most_partings, replayed
 from hasten.core import SamplingParams
-from hasten.engine import LanguageModel, load
 from hasten.errors import ConfigError, HastenError
 from hasten.sampling import Sampler
+from hasten.text.engine import LanguageModel, load
 
 PROMPTS = (
     'def fibonacci(n):\n    """Return the n-th Fibonacci number."""\n',

@@ -13,7 +13,7 @@ import torch
 
 from hasten import __version__
 from hasten.bench.models import OpenModel
-from hasten.models.draft_lm import DraftLM
+from hasten.models.draft.draft_lm import DraftLM
 
 
 def describe(opened: OpenModel) -> dict[str, Any]:

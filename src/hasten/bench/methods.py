@@ -13,13 +13,13 @@ from typing import Any, Protocol
 import torch
 
 from hasten.core import SamplingParams
-from hasten.decode import Step
 from hasten.drafters import Drafter, make_drafter
 from hasten.drafters.own import is_own
-from hasten.engine import LanguageModel
 from hasten.errors import ConfigError, ModelError
-from hasten.models.draft_lm import DraftLM
+from hasten.models.draft.draft_lm import DraftLM
 from hasten.models.target import Target
+from hasten.text.decode import Step
+from hasten.text.engine import LanguageModel
 from hasten.values import known_ids
 from hasten.verify import Verifier, find_verifier
 

@@ -10,13 +10,13 @@ import torch
 
 from hasten.bench.shapes import embed_in_shape
 from hasten.drafters import Drafter
-from hasten.engine import LanguageModel, load
 from hasten.errors import ConfigError
 from hasten.models.causal_lm import CausalLM
-from hasten.models.draft_lm import load_draft
-from hasten.models.forwards import FORWARDS, prepare
-from hasten.models.gguf_lm import GgufLM, is_gguf
+from hasten.models.draft.draft_lm import load_draft
+from hasten.models.forwards.choose import FORWARDS, prepare
+from hasten.models.llamacpp.target import GgufLM, is_gguf
 from hasten.models.loading import load_pretrained
+from hasten.text.engine import LanguageModel, load
 
 
 @dataclass(frozen=True, slots=True)

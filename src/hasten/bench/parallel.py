@@ -12,8 +12,7 @@ from typing import Any
 
 from hasten.bench.canvases import Asked, CanvasBenchConfig, CanvasBenchmark, Progress
 from hasten.diffusion.engine import DiffusionModel
-from hasten.errors import ConfigError
-from hasten.list_tasks import (
+from hasten.diffusion.list_tasks import (
     MAX_SIZE,
     TASKS,
     is_correct,
@@ -21,6 +20,7 @@ from hasten.list_tasks import (
     sample_questions,
     shuffle_success,
 )
+from hasten.errors import ConfigError
 
 TOKENS = (1, 2, 3, 4, 6, 8, 12)
 FAMILIES: dict[str, tuple[str, ...]] = {

@@ -19,7 +19,7 @@ from hasten.bench.processes import IDLE_SHARE, Remote
 from hasten.core import SamplingParams
 from hasten.errors import MissingExtra, ModelError
 from hasten.models.causal_lm import CausalLM
-from hasten.models.gguf_lm import is_gguf
+from hasten.models.llamacpp.target import is_gguf
 from hasten.models.target import Target
 
 _JUDGE = "the judge"

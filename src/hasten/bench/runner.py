@@ -18,10 +18,10 @@ from hasten.bench.models import OpenModel
 from hasten.bench.programs import Checkpoint, FastestDtype, Programs, programs_for
 from hasten.bench.prompts import USER_STOP, Conversation, PromptSet, batches, chat_prompt, spread
 from hasten.core import SamplingParams
-from hasten.engine import LanguageModel
 from hasten.errors import ConfigError, PromptError
 from hasten.models.target import Target
 from hasten.policies import check_policy
+from hasten.text.engine import LanguageModel
 
 _WARM_UP_TOKENS = 32
 

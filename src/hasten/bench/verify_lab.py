@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.core import SamplingParams
-from hasten.engine import LanguageModel
 from hasten.errors import ConfigError
 from hasten.models.causal_lm import require_torch
-from hasten.models.draft_session import open_draft_session
+from hasten.models.draft.draft_session import open_draft_session
 from hasten.sampling import Sampler
+from hasten.text.engine import LanguageModel
 from hasten.tree import ROOT
 from hasten.verify.bounds import ACCEPTANCES, acceptance, transport_bound
 

@@ -14,8 +14,8 @@ from hasten.errors import ConfigError
 from hasten.files import read_text
 
 if TYPE_CHECKING:
-    from hasten.engine import LanguageModel
     from hasten.models.superposed import NgramTables
+    from hasten.text.engine import LanguageModel
 
 
 def autocomplete(

@@ -116,7 +116,7 @@ def bench(
 
     Diffusion models: what is promised to be exact is compared with one token a forward.
     """
-    from hasten.models.denoisers import is_denoiser
+    from hasten.models.checkpoints import is_denoiser
 
     sources = [name for entry in prompts for name in names(entry)]
     if is_denoiser(model, spec):
@@ -182,7 +182,7 @@ def names(text: str) -> tuple[str, ...]:
 def _possible(baselines: tuple[str, ...], draft: options.DraftChoice, model: str) -> tuple[str, ...]:
     """Those that can run, and a line for each that lacks its draft model or its checkpoint."""
     from hasten.bench.baselines import BASELINES
-    from hasten.models.gguf_lm import is_gguf
+    from hasten.models.llamacpp.target import is_gguf
 
     if is_gguf(model):
         for name in baselines:

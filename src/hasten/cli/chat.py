@@ -15,7 +15,7 @@ from hasten.core import SamplingParams
 from hasten.errors import HastenError, ModelError
 
 if TYPE_CHECKING:
-    from hasten.engine import LanguageModel
+    from hasten.text.engine import LanguageModel
 
 _NO_TEMPLATE = "This model has no chat template: it goes on with a text of User: and Assistant: lines."
 _HELP = "/reset forgets the conversation, /stats shows the last answer's numbers, /exit or Ctrl-D leaves."

@@ -21,7 +21,7 @@ from hasten.errors import ConfigError
 if TYPE_CHECKING:
     from hasten.bench.models import OpenModel
     from hasten.bench.prompts import Conversation
-    from hasten.requests import Output, Piece
+    from hasten.text.requests import Output, Piece
 
 BUNDLED = "demo"
 _SHAPES = ("none", "135m", "360m")
@@ -75,7 +75,7 @@ def demo(
     """Watch a model write the same text plainly and with hasten."""
     from hasten.bench.models import fastest_dtype, open_model
     from hasten.bench.prompts import load_prompt_set
-    from hasten.models.denoisers import is_denoiser
+    from hasten.models.checkpoints import is_denoiser
 
     if shape is not None and model != BUNDLED:
         raise ConfigError(f"--shape is for the bundled model, and {model!r} is another; leave it out")

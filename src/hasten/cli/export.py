@@ -24,7 +24,7 @@ def export(
 ) -> None:
     """Write a model as a GGUF file: Llama, Mistral, Qwen2 and Qwen3 with a byte-level tokenizer."""
     from hasten.bench.models import load_stock
-    from hasten.models.gguf_export import export_gguf
+    from hasten.models.llamacpp.export import export_gguf
 
     options.quiet_loading()
     exact = dtype if dtype in ("auto", "bfloat16") else "float32"  # nothing is rounded twice

@@ -21,8 +21,8 @@ from hasten.errors import ConfigError, GenerationInterrupted, PromptError
 from hasten.files import require_writable
 
 if TYPE_CHECKING:
-    from hasten.engine import LanguageModel
-    from hasten.requests import Output
+    from hasten.text.engine import LanguageModel
+    from hasten.text.requests import Output
 
 
 _ONLY_AUTOREGRESSIVE = {
@@ -80,7 +80,7 @@ def generate(
     joint_sampler: options.JointSampler = None,
 ) -> None:
     """Continue one or more prompts. The text of a single prompt appears while it is written."""
-    from hasten.models.denoisers import is_denoiser
+    from hasten.models.checkpoints import is_denoiser
 
     params = SamplingParams(
         max_new_tokens=max_new_tokens,

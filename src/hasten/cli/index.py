@@ -30,8 +30,8 @@ def index(
 ) -> None:
     """Index text files, so that drafters can look up what followed the last tokens there."""
     from hasten.cli.options import quiet_loading
-    from hasten.drafters.corpus_index import write_index
-    from hasten.drafters.corpus_texts import find_files, tokenised
+    from hasten.drafters.corpus.corpus_index import write_index
+    from hasten.drafters.corpus.corpus_texts import find_files, tokenised
     from hasten.models.loading import load_tokenizer
     from hasten.models.vocabulary import vocabulary_fingerprint
 

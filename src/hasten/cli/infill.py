@@ -43,7 +43,7 @@ def infill(
 ) -> None:
     """Fill the gaps of a text; what stands around them stays as it is."""
     from hasten.diffusion.prompts import parse_template
-    from hasten.models.denoisers import is_denoiser
+    from hasten.models.checkpoints import is_denoiser
 
     if not is_denoiser(model, spec):
         raise ConfigError(f"{model!r} is no diffusion model, and others cannot infill; try demo-diffusion")

@@ -17,7 +17,7 @@ from hasten.errors import ConfigError
 
 if TYPE_CHECKING:
     from hasten.bench.models import OpenModel
-    from hasten.models.draft_lm import DraftLM
+    from hasten.models.draft.draft_lm import DraftLM
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
 
@@ -56,7 +56,7 @@ def info(
     Facts are shown first; then passes are measured, for at most some seconds each way of running them.
     """
     from hasten.bench.models import open_model, shape_sentence
-    from hasten.models.denoisers import is_denoiser
+    from hasten.models.checkpoints import is_denoiser
 
     options.quiet_loading()
     if is_denoiser(model, spec):
@@ -158,7 +158,7 @@ def _other_forwards(
 ) -> dict[str, Any]:
     """The passes of the forwards that were not chosen, or why they cannot run this model."""
     from hasten.bench.models import open_model
-    from hasten.models.forwards import FORWARDS
+    from hasten.models.forwards.choose import FORWARDS
 
     found: dict[str, Any] = {}
     for name in FORWARDS:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from hasten.canvas import Denoiser
+    from hasten.diffusion.canvas import Denoiser
     from hasten.diffusion.engine import DiffusionModel
 
 _LENGTHS = (32, 128, 512)
@@ -40,7 +40,7 @@ def _pass_ms(denoiser: Denoiser, length: int) -> float:
     """Median milliseconds of a pass over one canvas whose every position is wanted."""
     import numpy as np
 
-    from hasten.canvas import Query
+    from hasten.diffusion.canvas import Query
 
     session = denoiser.open([length], keeps_rows=False)
     places = np.arange(length)

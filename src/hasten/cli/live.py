@@ -13,7 +13,7 @@ from hasten.cli.console import print_json
 
 if TYPE_CHECKING:
     from hasten.core import DecodeStats
-    from hasten.requests import Output, Piece
+    from hasten.text.requests import Output, Piece
 
 _COLOURS = {
     "token-recycling": "green",

@@ -13,7 +13,7 @@ from rich.markup import escape
 from hasten.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hasten.engine import LanguageModel
+    from hasten.text.engine import LanguageModel
 
 Model = Annotated[
     str,

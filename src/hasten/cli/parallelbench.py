@@ -44,7 +44,7 @@ def parallelbench(
     from hasten.bench.parallel import FAMILIES, parallel_points
     from hasten.bench.parallel_plot import draw_points, require_plot
     from hasten.diffusion.engine import load_diffusion
-    from hasten.list_tasks import TASKS
+    from hasten.diffusion.list_tasks import TASKS
 
     options.set_threads(threads)
     options.quiet_loading()

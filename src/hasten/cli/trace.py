@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 from hasten.files import writing
 
 if TYPE_CHECKING:
-    from hasten.decode import Gain, Step
-    from hasten.engine import LanguageModel
+    from hasten.text.decode import Gain, Step
+    from hasten.text.engine import LanguageModel
 
 
 class TraceWriter:

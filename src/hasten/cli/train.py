@@ -97,8 +97,8 @@ def train_trim(
 ) -> None:
     """Choose the tokens that a draft model's head keeps: a smaller head is a faster draft."""
     from hasten.cli.options import quiet_loading
+    from hasten.models.draft.trimmed_vocabulary import TRIM_FILE
     from hasten.models.loading import load_tokenizer
-    from hasten.models.trimmed_vocabulary import TRIM_FILE
     from hasten.training.trim import trim_vocabulary
 
     if output is None and not Path(draft).expanduser().is_dir():

@@ -34,10 +34,10 @@ def train_acceptance(
     import numpy as np
 
     from hasten.cli.options import quiet_loading
-    from hasten.drafters.corpus_texts import find_files, tokenised
+    from hasten.drafters.corpus.corpus_texts import find_files, tokenised
     from hasten.drafters.trees.acceptance_head import HEAD_FILE, draft_fingerprint, save_head
     from hasten.models.causal_lm import CausalLM
-    from hasten.models.draft_lm import load_draft
+    from hasten.models.draft.draft_lm import load_draft
     from hasten.models.loading import load_pretrained
     from hasten.training.acceptance import AcceptanceTraining, train_acceptance_head
 

@@ -41,9 +41,9 @@ def train_joint(
     seed: Annotated[int, typer.Option(help="Of prompts, texts and steps.")] = 0,
 ) -> None:
     """Train a one-layer sampler on texts that the model writes, for the policy joint (ADJUST)."""
+    from hasten.diffusion.denoisers.joint_sampler import JointSampler
     from hasten.diffusion.sampler_file import save_sampler
     from hasten.diffusion.trained import denoiser_fingerprint
-    from hasten.models.joint_sampler import JointSampler
     from hasten.training.joint_sampler import JointTraining, train_joint_sampler
 
     options = JointTraining(

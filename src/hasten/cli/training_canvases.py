@@ -16,7 +16,7 @@ from hasten.cli.options import quiet_loading
 from hasten.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hasten.canvas import Canvas, Denoiser
+    from hasten.diffusion.canvas import Canvas, Denoiser
 
 DiffusionName = Annotated[
     str,
@@ -66,7 +66,7 @@ class PromptChoice:
         return self._cuts(tokenizer)
 
     def _questions(self) -> list[Any]:
-        from hasten.list_tasks import TASKS, sample_questions
+        from hasten.diffusion.list_tasks import TASKS, sample_questions
 
         each = -(-self.num_texts // len(TASKS))
         asked = [sample_questions(task, each, self.seed) for task in TASKS]
@@ -76,7 +76,7 @@ class PromptChoice:
     def _cuts(self, tokenizer: Any) -> list[Any]:
         import numpy as np
 
-        from hasten.drafters.corpus_texts import find_files, tokenised
+        from hasten.drafters.corpus.corpus_texts import find_files, tokenised
 
         token_ids = np.concatenate(
             [np.zeros(0, np.int32), *tokenised(find_files(self.data or []), tokenizer)]
@@ -92,9 +92,9 @@ def load_canvases(
     model: str, device: str | None, spec: str | None, choice: PromptChoice, max_new_tokens: int
 ) -> tuple[Denoiser, list[Canvas]]:
     """The model and a canvas for each prompt. Raises what loading and reading prompts raise."""
+    from hasten.diffusion.denoisers.loading import load_denoiser
     from hasten.diffusion.drawing import noise_source
     from hasten.diffusion.prompts import CanvasReader
-    from hasten.models.denoisers import load_denoiser
 
     quiet_loading()
     denoiser, tokenizer = load_denoiser(model, "auto", device, spec=spec)

@@ -42,7 +42,7 @@ def warmup(
     installation, and while a container image is built.
     """
     from hasten.bench.models import open_model
-    from hasten.models.denoisers import is_denoiser
+    from hasten.models.checkpoints import is_denoiser
 
     if batch < 1:
         raise ConfigError(f"batch={batch} cannot work; it must be at least 1")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hasten.canvas import Canvas, DenoiserSpec
 from hasten.diffusion.blocks.fixed import DEFAULT_SIZE
+from hasten.diffusion.canvas import Canvas, DenoiserSpec
 from hasten.diffusion.parse import parse_strategy
 from hasten.diffusion.strategy import Strategy
 

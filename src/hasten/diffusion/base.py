@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from hasten.canvas import Block, Canvas, DenoiserSpec, Ids, Prediction, Query
 from hasten.core import Guarantee, SamplingParams
+from hasten.diffusion.canvas import Block, Canvas, DenoiserSpec, Ids, Prediction, Query
 from hasten.diffusion.drawing import Draw
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from hasten.canvas import DenoiserSpec, Ids, Prediction
 from hasten.core import SamplingParams
+from hasten.diffusion.canvas import DenoiserSpec, Ids, Prediction
 from hasten.errors import ConfigError
 from hasten.noise import recent_gumbel_noise
 from hasten.sampling import keyed_generator, warp

@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hasten.canvas import Block, Canvas, Denoiser
 from hasten.core import FinishReason, Guarantee, SamplingParams, prompt_seeds, sampling_params
 from hasten.detokenising import Detokeniser, GrowingText
 from hasten.diffusion.auto import auto_strategy, exact_strategy
 from hasten.diffusion.base import Helpers
+from hasten.diffusion.canvas import Block, Canvas, Denoiser
 from hasten.diffusion.constraints.base import Constraint
+from hasten.diffusion.denoisers.guide import load_guide
+from hasten.diffusion.denoisers.loading import load_denoiser
 from hasten.diffusion.drawing import Draw, noise_source
 from hasten.diffusion.limits import Limits
 from hasten.diffusion.loop import Writing, denoise
@@ -25,10 +27,8 @@ from hasten.diffusion.trace import DiffusionStats, Record
 from hasten.diffusion.trained import find_filter, find_sampler
 from hasten.diffusion.transforms.no_eos import NoEos
 from hasten.errors import ConfigError, GenerationInterrupted, PromptError
-from hasten.models.denoisers import load_denoiser
-from hasten.models.guide import load_guide
-from hasten.requests import read_prompts
 from hasten.stopping import special_stops
+from hasten.text.requests import read_prompts
 from hasten.values import at_least_one
 
 Trace = Callable[[Record], None]

@@ -7,8 +7,8 @@ from collections.abc import Sequence as AbstractSequence
 import numpy as np
 import torch
 
-from hasten.canvas import Block, Canvas, Prediction
 from hasten.diffusion.base import Selection
+from hasten.diffusion.canvas import Block, Canvas, Prediction
 from hasten.diffusion.constraints.base import Constraint, ConstraintRun
 
 

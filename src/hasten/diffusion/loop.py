@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hasten.canvas import Block, Canvas, Denoiser, Ids, Prediction, Query
 from hasten.diffusion.base import NONE, Finish, Plan, Policy, Revision, Selection, Step, Turn, Verifier
+from hasten.diffusion.canvas import Block, Canvas, Denoiser, Ids, Prediction, Query
 from hasten.diffusion.drawing import Draw, Noise
 from hasten.diffusion.limits import Limits
 from hasten.diffusion.strategy import Strategy

@@ -12,7 +12,6 @@ from dataclasses import fields, is_dataclass, replace
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from hasten.canvas import DenoiserSpec
 from hasten.diffusion.base import (
     BlockPolicy,
     CachePolicy,
@@ -26,6 +25,7 @@ from hasten.diffusion.base import (
 )
 from hasten.diffusion.blocks import BLOCKS, FixedBlocks
 from hasten.diffusion.caches import CACHES
+from hasten.diffusion.canvas import DenoiserSpec
 from hasten.diffusion.revisers import REVISERS
 from hasten.diffusion.selectors import SELECTORS
 from hasten.diffusion.stops import STOPS

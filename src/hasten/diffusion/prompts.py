@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hasten.canvas import Block, Canvas, DenoiserSpec
+from hasten.diffusion.canvas import Block, Canvas, DenoiserSpec
 from hasten.diffusion.drawing import Noise
 from hasten.errors import ConfigError, PromptError
 from hasten.files import require_characters

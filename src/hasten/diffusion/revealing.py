@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from hasten.canvas import DenoiserSpec, Ids, Prediction
 from hasten.diffusion.base import Helpers, Step
+from hasten.diffusion.canvas import DenoiserSpec, Ids, Prediction
 from hasten.errors import ConfigError
 
 if TYPE_CHECKING:

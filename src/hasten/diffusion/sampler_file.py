@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hasten.canvas import DenoiserSpec
+from hasten.diffusion.canvas import DenoiserSpec
+from hasten.diffusion.denoisers.joint_sampler import JointSampler
 from hasten.diffusion.helper_files import HelperKind, load_helper, save_helper
 from hasten.errors import StoreError
-from hasten.models.joint_sampler import JointSampler
 
 _KIND = HelperKind("joint sampler", "hasten train joint", "hasten-joint-sampler-1")
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.canvas import Block, Ids
+from hasten.diffusion.canvas import Block, Ids
 
 
 @dataclass(slots=True)

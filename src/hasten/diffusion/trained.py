@@ -6,12 +6,12 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-from hasten.canvas import Denoiser
+from hasten.diffusion.canvas import Denoiser
 from hasten.diffusion.confidence_filter import FILTER_FILE, ConfidenceFilter, load_filter
+from hasten.diffusion.denoisers.joint_sampler import JointSampler
 from hasten.diffusion.sampler_file import load_sampler
 from hasten.drafters.trees.acceptance_head import draft_fingerprint
 from hasten.errors import ModelError
-from hasten.models.joint_sampler import JointSampler
 from hasten.models.loading import resolve_source
 
 

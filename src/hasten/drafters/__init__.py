@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING
 
 import hasten.compile_cache  # noqa: F401 - before what is compiled
 from hasten.core import System
-from hasten.drafters.adapld import SYSTEM as ADAPLD_SYSTEM, AdaPld
-from hasten.drafters.aded import SYSTEM as ADED_SYSTEM, Aded
-from hasten.drafters.aggressive import GAD_SYSTEM, SYSTEM as IAD_SYSTEM, AggressiveDecoding
-from hasten.drafters.arms import Arm
 from hasten.drafters.base import Drafter, Observation, Resources
 from hasten.drafters.combined import CombinedDrafter
-from hasten.drafters.continued import Continued
-from hasten.drafters.copying import (
+from hasten.drafters.corpus.corpus_index import CorpusIndex
+from hasten.drafters.corpus.rasd import SYSTEM as RASD_SYSTEM, Rasd
+from hasten.drafters.corpus.rest import SYSTEM as REST_SYSTEM, Rest
+from hasten.drafters.itself.jacobi import SYSTEM as JACOBI_SYSTEM, Jacobi
+from hasten.drafters.itself.mask_tokens import LUD_SYSTEM, SPACE_SYSTEM, MaskTokens, default_mask_token
+from hasten.drafters.itself.superposed import SYSTEM as SUPERPOSED_SYSTEM, Superposed
+from hasten.drafters.itself.tokenswift import SYSTEM as TOKENSWIFT_SYSTEM, TokenSwift
+from hasten.drafters.lookup.adapld import SYSTEM as ADAPLD_SYSTEM, AdaPld
+from hasten.drafters.lookup.aggressive import GAD_SYSTEM, SYSTEM as IAD_SYSTEM, AggressiveDecoding
+from hasten.drafters.lookup.copying import (
     COPYSPEC_SYSTEM,
     LLMA_SYSTEM,
     PROMPT_LOOKUP_SYSTEM,
@@ -22,21 +26,17 @@ from hasten.drafters.copying import (
     Llma,
     PromptLookup,
 )
-from hasten.drafters.corpus_index import CorpusIndex
-from hasten.drafters.draft_model import SYSTEM as DRAFT_SYSTEM, DraftModel
-from hasten.drafters.jacobi import SYSTEM as JACOBI_SYSTEM, Jacobi
-from hasten.drafters.logitspec import SYSTEM as LOGITSPEC_SYSTEM, LogitSpec
-from hasten.drafters.lookahead import SYSTEM as LOOKAHEAD_SYSTEM, Lookahead
-from hasten.drafters.mask_tokens import LUD_SYSTEM, SPACE_SYSTEM, MaskTokens, default_mask_token
+from hasten.drafters.lookup.lookahead import SYSTEM as LOOKAHEAD_SYSTEM, Lookahead
+from hasten.drafters.lookup.suffix import SAM_SYSTEM, SUFFIX_SYSTEM, SuffixDrafter
+from hasten.drafters.model.arms import Arm
+from hasten.drafters.model.continued import Continued
+from hasten.drafters.model.draft_model import SYSTEM as DRAFT_SYSTEM, DraftModel
 from hasten.drafters.own import is_own, make_own
 from hasten.drafters.plain import NoDrafter
-from hasten.drafters.rasd import SYSTEM as RASD_SYSTEM, Rasd
-from hasten.drafters.rest import SYSTEM as REST_SYSTEM, Rest
-from hasten.drafters.stand import SYSTEM as STAND_SYSTEM, Stand
-from hasten.drafters.suffix import SAM_SYSTEM, SUFFIX_SYSTEM, SuffixDrafter
-from hasten.drafters.superposed import SYSTEM as SUPERPOSED_SYSTEM, Superposed
-from hasten.drafters.token_recycling import SYSTEM as TOKEN_RECYCLING_SYSTEM, TokenRecycling
-from hasten.drafters.tokenswift import SYSTEM as TOKENSWIFT_SYSTEM, TokenSwift
+from hasten.drafters.tables.aded import SYSTEM as ADED_SYSTEM, Aded
+from hasten.drafters.tables.logitspec import SYSTEM as LOGITSPEC_SYSTEM, LogitSpec
+from hasten.drafters.tables.stand import SYSTEM as STAND_SYSTEM, Stand
+from hasten.drafters.tables.token_recycling import SYSTEM as TOKEN_RECYCLING_SYSTEM, TokenRecycling
 from hasten.drafters.trees import (
     SYSTEMS as TREE_SYSTEMS,
     DySpec,
@@ -57,7 +57,7 @@ from hasten.errors import ConfigError
 
 if TYPE_CHECKING:
     from hasten.models.causal_lm import CausalLM
-    from hasten.models.draft_lm import DraftLM
+    from hasten.models.draft.draft_lm import DraftLM
 
 
 def draft_of(given: Resources) -> DraftLM:

@@ -14,9 +14,9 @@ from hasten.errors import StoreError
 from hasten.tree import DraftTree
 
 if TYPE_CHECKING:
-    from hasten.drafters.corpus_index import CorpusIndex
-    from hasten.models.draft_lm import DraftLM
-    from hasten.models.session import Session
+    from hasten.drafters.corpus.corpus_index import CorpusIndex
+    from hasten.models.draft.draft_lm import DraftLM
+    from hasten.models.sessions.session import Session
     from hasten.models.target import Target
 
 __all__ = [

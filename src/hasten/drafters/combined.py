@@ -20,7 +20,7 @@ from hasten.errors import ConfigError, StoreError
 from hasten.tree import DraftTree, with_chosen_laws
 
 if TYPE_CHECKING:
-    from hasten.models.session import Session
+    from hasten.models.sessions.session import Session
 
 _MAX_SOURCES = 6
 _CALIBRATION = "calibration/"

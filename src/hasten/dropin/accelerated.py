@@ -28,12 +28,12 @@ from hasten.core import DecodeStats
 from hasten.drafters import Drafter
 from hasten.dropin.arguments import config_value, refuse_arguments, refuse_model, refuse_options
 from hasten.dropin.decoding import Decoding, DrafterChoice
-from hasten.engine import LanguageModel
 from hasten.errors import ModelError
 from hasten.models.causal_lm import CausalLM
-from hasten.models.forward import device_of
-from hasten.models.forwards import prepare
-from hasten.models.stand_in import restore as restore_modules
+from hasten.models.forwards.choose import prepare
+from hasten.models.forwards.forward import device_of
+from hasten.models.forwards.stand_in import restore as restore_modules
+from hasten.text.engine import LanguageModel
 
 _LARGE_BYTES = 2**28
 """of weights: smaller models answer before anybody asks what they are doing"""

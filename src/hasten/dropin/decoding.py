@@ -27,9 +27,9 @@ from hasten.dropin.arguments import (
 )
 from hasten.dropin.per_row import PerRow
 from hasten.dropin.rows import Prepared, Row
-from hasten.engine import LanguageModel
 from hasten.errors import ConfigError, PromptError
 from hasten.models.causal_lm import require_torch
+from hasten.text.engine import LanguageModel
 
 DrafterChoice = str | Drafter | AbstractSequence[str | Drafter] | None
 

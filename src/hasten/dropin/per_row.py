@@ -5,7 +5,7 @@ from __future__ import annotations
 from hasten.core import Sequence
 from hasten.drafters import Drafter, NoDrafter, Observation
 from hasten.drafters.base import FusedDrafter, SelfDrafter, TopCandidates
-from hasten.models.session import Session
+from hasten.models.sessions.session import Session
 from hasten.tree import DraftTree
 
 

@@ -3,9 +3,9 @@
 import hasten.compile_cache  # noqa: F401 - before what is compiled
 from hasten.core import System
 from hasten.models.causal_lm import CausalLM
-from hasten.models.prepacking import SYSTEM as PREPACKING_SYSTEM
-from hasten.models.shared_prefix import SYSTEM as HYDRAGEN_SYSTEM
-from hasten.models.trimmed_vocabulary import SYSTEM as VOCAB_TRIM_SYSTEM
+from hasten.models.draft.trimmed_vocabulary import SYSTEM as VOCAB_TRIM_SYSTEM
+from hasten.models.sessions.prepacking import SYSTEM as PREPACKING_SYSTEM
+from hasten.models.sessions.shared_prefix import SYSTEM as HYDRAGEN_SYSTEM
 from hasten.models.vocabulary import SYSTEM as SHARED_TOKENS_SYSTEM
 
 SYSTEMS: tuple[System, ...] = (

@@ -11,13 +11,13 @@ import torch
 
 from hasten.core import LogitsProcessor, Sequence
 from hasten.errors import ConfigError, ModelError
-from hasten.models.forward import Forward, vocab_size_of
+from hasten.models.forwards.forward import Forward, vocab_size_of
+from hasten.models.forwards.packed import PackedLinear
+from hasten.models.forwards.stand_in import Arrangement, StandIn
 from hasten.models.generation_settings import demanded_processors, warn_of_suggestions
-from hasten.models.packed import PackedLinear
 from hasten.models.probe import SESSIONS, Mode, ProbeResult, probe
-from hasten.models.session import Session
-from hasten.models.shared_prefix import SharedPrefixSession, can_share_prefixes
-from hasten.models.stand_in import Arrangement, StandIn
+from hasten.models.sessions.session import Session
+from hasten.models.sessions.shared_prefix import SharedPrefixSession, can_share_prefixes
 from hasten.models.target import Target
 from hasten.values import known_ids
 

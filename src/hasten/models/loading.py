@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from hasten.errors import ConfigError, ModelError
 from hasten.models.bundled_models import BUNDLED, bundled_path
-from hasten.models.forward import takes_tree_masks
+from hasten.models.forwards.forward import takes_tree_masks
 from hasten.models.weights import load_weights
 
 DTYPES = {

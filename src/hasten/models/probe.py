@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from transformers import PretrainedConfig
 
 from hasten.core import Acceptance
-from hasten.models.attention import short_windows
-from hasten.models.chain_session import ChainSession
-from hasten.models.forward import Forward
-from hasten.models.full_precision import FullPrecision
-from hasten.models.own_cache import forgotten_by_its_cache
-from hasten.models.session import Session
-from hasten.models.tree_session import TreeSession
+from hasten.models.forwards.forward import Forward
+from hasten.models.forwards.full_precision import FullPrecision
+from hasten.models.sessions.attention import short_windows
+from hasten.models.sessions.chain_session import ChainSession
+from hasten.models.sessions.own_cache import forgotten_by_its_cache
+from hasten.models.sessions.session import Session
+from hasten.models.sessions.tree_session import TreeSession
 from hasten.tree import DraftTree
 
 Mode = Literal["tree", "chain", "chain with snapshots", "off", "recompute"]

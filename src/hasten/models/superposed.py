@@ -23,7 +23,7 @@ from transformers import DynamicCache
 from hasten.core import Guarantee
 from hasten.errors import ConfigError, ModelError
 from hasten.models.causal_lm import CausalLM
-from hasten.models.forward import PREFILL_CHUNK
+from hasten.models.forwards.forward import PREFILL_CHUNK
 from hasten.values import at_least_one
 
 TEMPERATURE = 0.06

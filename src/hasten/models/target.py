@@ -16,7 +16,7 @@ from hasten.core import Acceptance, LogitsProcessor, Sequence
 from hasten.errors import PromptError
 from hasten.logits import GREEDY
 from hasten.models.probe import ProbeResult
-from hasten.models.session import Session, find
+from hasten.models.sessions.session import Session, find
 from hasten.tree import DraftTree
 
 

@@ -25,8 +25,8 @@ from hasten.core import Acceptance
 from hasten.drafters.trees.acceptance_head import AcceptanceHead
 from hasten.errors import ConfigError, IncompatibleModels
 from hasten.models.causal_lm import CausalLM
-from hasten.models.draft_lm import DraftLM
-from hasten.models.hidden_tap import HiddenTap
+from hasten.models.draft.draft_lm import DraftLM
+from hasten.models.forwards.hidden_tap import HiddenTap
 from hasten.tree import DraftTree
 
 Progress = Callable[[int, int, dict[str, float]], None]

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from hasten.canvas import Canvas, Denoiser
 from hasten.diffusion.base import Selection, Step, Wants
 from hasten.diffusion.blocks.fixed import FixedBlocks
+from hasten.diffusion.canvas import Canvas, Denoiser
 from hasten.diffusion.confidence_filter import ConfidenceFilter
 from hasten.diffusion.selectors.learn2pd import block_confidences
 from hasten.diffusion.selectors.oracle import Oracle

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hasten.canvas import DenoiserSpec
+from hasten.diffusion.canvas import DenoiserSpec
 from hasten.errors import ConfigError, IncompatibleModels
 from hasten.files import write_text
 from hasten.training.cutting import cut

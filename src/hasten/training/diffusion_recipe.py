@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hasten.diffusion.list_tasks import MAX_SIZE
 from hasten.errors import ConfigError
-from hasten.list_tasks import MAX_SIZE
 from hasten.training.recipe import RunConfig
 
 SUBJECTS = ("text", "list-tasks")

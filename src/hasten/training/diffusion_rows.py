@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from hasten.list_tasks import MIN_SIZE, TASKS, WORDS
+from hasten.diffusion.list_tasks import MIN_SIZE, TASKS, WORDS
 from hasten.training.data import BatchSampler, Corpus, held_out_windows
 from hasten.training.diffusion_recipe import DiffusionConfig
 from hasten.training.tokenizer import END_OF_TEXT, MASK, PAD, text_encoder

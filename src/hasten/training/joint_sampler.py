@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hasten.canvas import Block, Canvas, Denoiser, Ids, Prediction, Query
 from hasten.core import SamplingParams
+from hasten.diffusion.canvas import Block, Canvas, Denoiser, Ids, Prediction, Query
+from hasten.diffusion.denoisers.joint_sampler import JointSampler
 from hasten.diffusion.selectors.static import Static
 from hasten.diffusion.strategy import Strategy
 from hasten.errors import ConfigError
-from hasten.models.joint_sampler import JointSampler
 from hasten.training.trajectories import Trajectory, write_canvases
 
 Progress = Callable[[int, int, dict[str, float]], None]

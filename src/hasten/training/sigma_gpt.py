@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hasten.canvas import Ids
+from hasten.diffusion.canvas import Ids
+from hasten.diffusion.denoisers.sigma_gpt import Rows, SigmaGPT
 from hasten.errors import ConfigError, ModelError
-from hasten.models.sigma_gpt import Rows, SigmaGPT
 from hasten.training.loop import Progress
 
 _NOTHING: Ids = np.empty(0, dtype=np.int64)

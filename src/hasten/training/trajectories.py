@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from hasten.canvas import Canvas, Denoiser
 from hasten.core import SamplingParams
+from hasten.diffusion.canvas import Canvas, Denoiser
 from hasten.diffusion.drawing import Draw, noise_source
 from hasten.diffusion.loop import Writing, denoise
 from hasten.diffusion.strategy import Strategy

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.drafters.corpus_texts import find_files, tokenised
+from hasten.drafters.corpus.corpus_texts import find_files, tokenised
 from hasten.errors import ConfigError
-from hasten.models.trimmed_vocabulary import save_kept_ids
+from hasten.models.draft.trimmed_vocabulary import save_kept_ids
 from hasten.models.vocabulary import vocabulary_fingerprint
 
 

@@ -25,7 +25,7 @@ from transformers.utils import logging
 from hasten.bench.methods import Answer
 from hasten.core import SamplingParams
 from hasten.errors import MissingExtra, ModelError
-from hasten.models.attention import AttentionKinds
+from hasten.models.sessions.attention import AttentionKinds
 
 _PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 _HIDDEN = -65504.0  # added to the score of what a token must not see

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from hasten.canvas import Block, Canvas, DenoiserSpec
 from hasten.core import System
 from hasten.diffusion.base import BlockPolicy, Helpers, Step
+from hasten.diffusion.canvas import Block, Canvas, DenoiserSpec
 from hasten.errors import ConfigError
 
 if TYPE_CHECKING:

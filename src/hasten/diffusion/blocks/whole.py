@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from hasten.canvas import Block, Canvas, DenoiserSpec
 from hasten.core import Guarantee
 from hasten.diffusion.base import BlockPolicy
+from hasten.diffusion.canvas import Block, Canvas, DenoiserSpec
 
 if TYPE_CHECKING:
     from hasten.diffusion.strategy import Strategy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hasten.canvas import Prediction
+from hasten.diffusion.canvas import Prediction
 
 
 @dataclass(slots=True)

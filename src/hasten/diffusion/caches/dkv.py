@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from hasten.canvas import Canvas
 from hasten.core import Guarantee, System
 from hasten.diffusion.base import CachePolicy, Plan, Turn
 from hasten.diffusion.caches.stored import StoredRows
+from hasten.diffusion.canvas import Canvas
 from hasten.errors import ConfigError
 
 SYSTEM = System(

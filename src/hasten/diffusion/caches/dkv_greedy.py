@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from hasten.canvas import DenoiserSpec, Mask
 from hasten.core import System
 from hasten.diffusion.base import Plan, Turn
 from hasten.diffusion.caches.dkv import DelayedCache
 from hasten.diffusion.caches.stored import StoredRows
+from hasten.diffusion.canvas import DenoiserSpec, Mask
 from hasten.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from hasten.canvas import Mask
 from hasten.core import System
 from hasten.diffusion.base import Turn
 from hasten.diffusion.caches.prefix import Prefix
+from hasten.diffusion.canvas import Mask
 
 SYSTEM = System(
     name="dual-cache",

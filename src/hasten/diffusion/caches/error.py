@@ -11,9 +11,9 @@ from collections.abc import Sequence as AbstractSequence
 from dataclasses import replace
 from typing import Any
 
-from hasten.canvas import Canvas, Denoiser, DenoiserSession, DenoiserSpec, Prediction, Query
 from hasten.core import SamplingParams
 from hasten.diffusion.caches.deviation import Deviation
+from hasten.diffusion.canvas import Canvas, Denoiser, DenoiserSession, DenoiserSpec, Prediction, Query
 from hasten.diffusion.drawing import Draw, noise_source
 from hasten.diffusion.loop import Writing, denoise
 from hasten.diffusion.strategy import Strategy

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from hasten.canvas import Canvas, DenoiserSpec
 from hasten.core import System
 from hasten.diffusion.base import CachePolicy, Plan, Turn
 from hasten.diffusion.caches.stored import StoredRows
+from hasten.diffusion.canvas import Canvas, DenoiserSpec
 from hasten.errors import ConfigError
 
 if TYPE_CHECKING:

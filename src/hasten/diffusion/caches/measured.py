@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from hasten.canvas import Canvas, DenoiserSpec, Prediction
 from hasten.diffusion.base import CachePolicy, Plan, Turn
 from hasten.diffusion.caches.deviation import Deviation
 from hasten.diffusion.caches.stored import StoredRows
 from hasten.diffusion.caches.vicinity import Vicinity
+from hasten.diffusion.canvas import Canvas, DenoiserSpec, Prediction
 from hasten.errors import ConfigError
 
 if TYPE_CHECKING:

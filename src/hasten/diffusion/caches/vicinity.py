@@ -11,10 +11,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from hasten.canvas import Canvas
 from hasten.core import System
 from hasten.diffusion.base import CachePolicy, Plan, Turn
 from hasten.diffusion.caches.stored import StoredRows
+from hasten.diffusion.canvas import Canvas
 from hasten.errors import ConfigError
 
 SYSTEM = System(

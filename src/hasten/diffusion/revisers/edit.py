@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from hasten.canvas import Canvas, DenoiserSpec
 from hasten.core import System
 from hasten.diffusion.base import Reviser, Revision, Selection, Step, Wants
+from hasten.diffusion.canvas import Canvas, DenoiserSpec
 from hasten.diffusion.revisers.remask import written_before
 from hasten.errors import ConfigError
 

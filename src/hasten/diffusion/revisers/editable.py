@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from hasten.canvas import DenoiserSpec, Ids
 from hasten.core import System
 from hasten.diffusion.base import Reviser, Revision, Selection, Step
+from hasten.diffusion.canvas import DenoiserSpec, Ids
 from hasten.diffusion.stops.fixed_point import refuses_masks
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.canvas import Canvas, DenoiserSpec, Ids, Prediction
 from hasten.core import System
 from hasten.diffusion.base import Reviser, Revision, Selection, Step, Wants
+from hasten.diffusion.canvas import Canvas, DenoiserSpec, Ids, Prediction
 from hasten.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from hasten.canvas import DenoiserSpec
 from hasten.diffusion.base import Reviser, Revision, Selection, Step
+from hasten.diffusion.canvas import DenoiserSpec
 from hasten.diffusion.revisers.editable import never_given
 from hasten.diffusion.stops.fixed_point import refuses_masks
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from hasten.canvas import Canvas, DenoiserSpec, Ids, Prediction, Query
 from hasten.core import Guarantee, System
 from hasten.diffusion.base import Inquiry, Selection, Selector, Step
+from hasten.diffusion.canvas import Canvas, DenoiserSpec, Ids, Prediction, Query
 from hasten.diffusion.drawing import Draw
 from hasten.diffusion.rejection import weighed
 from hasten.diffusion.selectors.static import ORDER_STREAM, Static

@@ -13,9 +13,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.canvas import Canvas, Ids
 from hasten.core import System
 from hasten.diffusion.base import NONE, Selection, Selector, Step
+from hasten.diffusion.canvas import Canvas, Ids
 from hasten.diffusion.selectors.static import Static, num_to_write
 from hasten.errors import ConfigError
 

@@ -11,9 +11,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from hasten.canvas import Canvas, Ids
 from hasten.core import System
 from hasten.diffusion.base import Selection, Selector, Step
+from hasten.diffusion.canvas import Canvas, Ids
 from hasten.diffusion.selectors.static import Static, check_order, ranking, ranks
 from hasten.errors import ConfigError
 

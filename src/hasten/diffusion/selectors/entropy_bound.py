@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.canvas import Mask
 from hasten.core import System
 from hasten.diffusion.base import Selection, Selector, Step
+from hasten.diffusion.canvas import Mask
 from hasten.diffusion.selectors.static import Static
 from hasten.errors import ConfigError
 

@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.canvas import Canvas, Ids
 from hasten.core import System
 from hasten.diffusion.base import Helpers, Selection, Selector, Step
+from hasten.diffusion.canvas import Canvas, Ids
 from hasten.errors import ConfigError
 
 SYSTEM = System(

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from hasten.canvas import DenoiserSpec
 from hasten.core import Guarantee, System
 from hasten.diffusion.base import Helpers, Selection, Selector, Step
+from hasten.diffusion.canvas import DenoiserSpec
 from hasten.diffusion.revealing import Revealing, given_sampler, refuses_sampler, revealed
 from hasten.diffusion.selectors.static import Static
 from hasten.errors import ConfigError

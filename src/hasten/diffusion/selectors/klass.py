@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hasten.canvas import Canvas, Ids, Prediction
 from hasten.core import System
 from hasten.diffusion.base import NONE, Selection, Selector, Step
+from hasten.diffusion.canvas import Canvas, Ids, Prediction
 from hasten.diffusion.selectors.threshold import is_sure
 from hasten.errors import ConfigError
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.canvas import DenoiserSpec
 from hasten.core import System
 from hasten.diffusion.base import Helpers, Selection, Selector, Step, Wants
 from hasten.diffusion.blocks.fixed import FixedBlocks
+from hasten.diffusion.canvas import DenoiserSpec
 from hasten.diffusion.confidence_filter import ConfidenceFilter
 from hasten.errors import ConfigError
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from hasten.canvas import Ids
 from hasten.diffusion.base import Selection, Selector, Step
+from hasten.diffusion.canvas import Ids
 
 
 @dataclass(frozen=True, eq=False)

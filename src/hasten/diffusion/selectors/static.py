@@ -11,9 +11,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.canvas import Block, Canvas, Ids, Prediction
 from hasten.core import Guarantee, System
 from hasten.diffusion.base import Selection, Selector, Step
+from hasten.diffusion.canvas import Block, Canvas, Ids, Prediction
 from hasten.errors import ConfigError
 from hasten.sampling import keyed_generator
 

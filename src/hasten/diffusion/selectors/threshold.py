@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.canvas import Mask
 from hasten.core import System
 from hasten.diffusion.base import Selection, Selector, Step
+from hasten.diffusion.canvas import Mask
 from hasten.errors import ConfigError
 
 SYSTEM = System(

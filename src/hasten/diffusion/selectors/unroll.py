@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hasten.canvas import DenoiserSpec
 from hasten.diffusion.base import Selection, Selector, Step
+from hasten.diffusion.canvas import DenoiserSpec
 from hasten.diffusion.stops.fixed_point import refuses_masks
 from hasten.errors import ConfigError
 from hasten.sampling import keyed_generator

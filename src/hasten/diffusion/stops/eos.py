@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from hasten.canvas import DenoiserSpec
 from hasten.core import Guarantee
 from hasten.diffusion.base import Finish, Helpers, Step, StopPolicy
+from hasten.diffusion.canvas import DenoiserSpec
 
 if TYPE_CHECKING:
     from hasten.diffusion.strategy import Strategy

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from hasten.canvas import DenoiserSpec
 from hasten.core import System
 from hasten.diffusion.base import Finish, Helpers, Step, StopPolicy
+from hasten.diffusion.canvas import DenoiserSpec
 
 if TYPE_CHECKING:
     from hasten.diffusion.strategy import Strategy

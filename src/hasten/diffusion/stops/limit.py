@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hasten.canvas import DenoiserSpec
 from hasten.diffusion.base import Finish, Step, StopPolicy, Wants
+from hasten.diffusion.canvas import DenoiserSpec
 from hasten.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import bisect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from hasten.canvas import Canvas, DenoiserSpec
 from hasten.core import System
 from hasten.diffusion.base import Finish, Step, StopPolicy, Wants
+from hasten.diffusion.canvas import Canvas, DenoiserSpec
 
 if TYPE_CHECKING:
     from hasten.diffusion.strategy import Strategy

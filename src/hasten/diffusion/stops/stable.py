@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from hasten.canvas import Canvas, DenoiserSpec, Ids
 from hasten.diffusion.base import Finish, Step, StopPolicy
+from hasten.diffusion.canvas import Canvas, DenoiserSpec, Ids
 from hasten.diffusion.stops.fixed_point import refuses_masks
 from hasten.errors import ConfigError
 

@@ -14,9 +14,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from hasten.canvas import Canvas, Ids, Prediction
 from hasten.core import System
 from hasten.diffusion.base import Step, Transform
+from hasten.diffusion.canvas import Canvas, Ids, Prediction
 from hasten.errors import ConfigError
 
 SYSTEM = System(

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from hasten.canvas import Canvas, DenoiserSpec, Prediction, Query
 from hasten.core import Guarantee, System
 from hasten.diffusion.base import Helpers, Step, Transform
+from hasten.diffusion.canvas import Canvas, DenoiserSpec, Prediction, Query
 from hasten.errors import ConfigError
 
 if TYPE_CHECKING:

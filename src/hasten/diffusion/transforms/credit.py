@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from hasten.canvas import Canvas, DenoiserSpec, Prediction
 from hasten.core import System
 from hasten.diffusion.base import Step, Transform
+from hasten.diffusion.canvas import Canvas, DenoiserSpec, Prediction
 from hasten.errors import ConfigError
 
 if TYPE_CHECKING:

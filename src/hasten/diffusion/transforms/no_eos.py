@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from hasten.canvas import DenoiserSpec, Prediction
 from hasten.core import Guarantee
 from hasten.diffusion.base import Helpers, Step, Transform
+from hasten.diffusion.canvas import DenoiserSpec, Prediction
 from hasten.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from hasten.canvas import Prediction
 from hasten.diffusion.base import Step, Transform
+from hasten.diffusion.canvas import Prediction
 from hasten.errors import ConfigError
 
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
-from hasten.canvas import Canvas, DenoiserSpec, Prediction, Query
 from hasten.core import System
 from hasten.diffusion.base import Helpers, Step, Transform, Wants
+from hasten.diffusion.canvas import Canvas, DenoiserSpec, Prediction, Query
 from hasten.errors import ConfigError
 
 if TYPE_CHECKING:

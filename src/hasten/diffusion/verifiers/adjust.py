@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hasten.canvas import DenoiserSpec
 from hasten.diffusion.base import Helpers, Step
+from hasten.diffusion.canvas import DenoiserSpec
 from hasten.diffusion.revealing import Revealing, given_sampler, refuses_sampler, revealed
 from hasten.diffusion.verifiers.freedave import FreeDave
 

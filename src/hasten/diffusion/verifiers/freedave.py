@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hasten.canvas import Canvas, DenoiserSpec
 from hasten.core import Guarantee, System
 from hasten.diffusion.base import Step, Verifier
+from hasten.diffusion.canvas import Canvas, DenoiserSpec
 from hasten.errors import ConfigError
 
 if TYPE_CHECKING:

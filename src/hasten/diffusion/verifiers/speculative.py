@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from hasten.canvas import Canvas, DenoiserSpec
 from hasten.core import Guarantee, System
 from hasten.diffusion.base import Selection, Step, Verifier
+from hasten.diffusion.canvas import Canvas, DenoiserSpec
 from hasten.diffusion.rejection import weighed
 from hasten.diffusion.verifiers.freedave import refuses_lookahead
 from hasten.errors import ConfigError

@@ -11,8 +11,8 @@ from hasten.tree import ROOT
 if TYPE_CHECKING:
     import torch
 
-    from hasten.models.draft_lm import DraftLM
-    from hasten.models.draft_session import DraftSession
+    from hasten.models.draft.draft_lm import DraftLM
+    from hasten.models.draft.draft_session import DraftSession
 
 
 class Row:

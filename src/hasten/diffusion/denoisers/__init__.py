@@ -1,0 +1,1 @@
+"""Models that denoise: which checkpoint runs on which module."""

@@ -1,0 +1,1 @@
+"""Drafts found in a corpus on disk."""

@@ -1,0 +1,1 @@
+"""Drafts the target makes itself."""

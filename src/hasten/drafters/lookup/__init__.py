@@ -1,0 +1,1 @@
+"""Drafts found in the text itself and in earlier ones."""

@@ -1,0 +1,1 @@
+"""Drafts from tables of what followed a token, learnt while writing."""

@@ -1,0 +1,1 @@
+"""Draft models: smaller ones, parts of the target, and their caches."""

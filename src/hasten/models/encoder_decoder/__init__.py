@@ -1,0 +1,1 @@
+"""Targets that write about what an encoder read."""

@@ -1,0 +1,1 @@
+"""Targets in GGUF files, run by llama.cpp."""

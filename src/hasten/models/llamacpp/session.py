@@ -1,0 +1,258 @@
+"""Draft trees on llama.cpp: a node belongs to the sequences of all leaves below it.
+
+llama.cpp shows a token the cached ones of its own sequence, so each leaf of a tree needs a sequence that
+holds the whole text before it. Every row has several, the first of which is always up to date. Tokens that
+several sequences share are cached once, so keeping a path and catching up change only who owns what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hasten.core import Acceptance, TopCandidates
+from hasten.errors import ConfigError
+from hasten.logits import top_candidates
+from hasten.models.forwards.forward import PREFILL_CHUNK, join_candidates
+from hasten.models.llamacpp.library import MAX_SEQUENCES, LlamaContext
+from hasten.models.sessions.chain_session import best_chain
+from hasten.tree import ROOT, DraftTree
+
+MAX_LEAVES = 64
+"""of a tree; in batches each gets its share of the sequences there may be"""
+TREE_TOKENS = 256
+"""cached besides the texts, for the trees of a batch; but never fewer than these a row:"""
+_ROW_TREE_TOKENS = 64
+_TEXT_TOKENS = 512
+"""room for a row that does not say how long it will become, besides its prompt"""
+_CANDIDATE_LOGITS = 2**24
+"""values at once while a prompt's candidates are found"""
+
+OpenContext = Callable[[object, int, int], LlamaContext]
+"""an empty context for its owner, so many tokens, and so many sequences"""
+
+
+class GgufSession:
+    """See Session.
+
+    Args:
+        open_context: makes the cache, as soon as the prompts are known.
+        lengths: how long each text may become, prompt included, where that is known.
+        max_leaves: 1 verifies chains.
+        drafts: whether anything is verified at all; False is plain decoding.
+    """
+
+    def __init__(
+        self,
+        open_context: OpenContext,
+        lengths: list[int] | None = None,
+        *,
+        max_leaves: int = MAX_LEAVES,
+        drafts: bool = True,
+    ) -> None:
+        self._open_context = open_context
+        self._lengths = lengths
+        self._max_leaves = max_leaves
+        self._drafts = drafts
+        self._max_nodes = 0
+        self._rows: list[_Row] = []
+
+    def prefill(
+        self, prompts: list[list[int]], top_k: int = 0, positions: list[NDArray[np.int64]] | None = None
+    ) -> list[TopCandidates | None]:
+        batch = len(prompts)
+        if batch > MAX_SEQUENCES:
+            raise ConfigError(
+                f"a batch of {batch} texts is too large for llama.cpp, which holds at most {MAX_SEQUENCES}; "
+                "lower batch_size"
+            )
+        self._max_leaves = min(self._max_leaves, MAX_SEQUENCES // batch)
+        tree_tokens = max(_ROW_TREE_TOKENS, TREE_TOKENS // batch)
+        self._max_nodes = tree_tokens - 1
+        lengths = self._lengths or [len(prompt) + _TEXT_TOKENS for prompt in prompts]
+        num_tokens = sum(lengths) + batch * tree_tokens
+        self._context = self._open_context(self, num_tokens, batch * self._max_leaves)
+        self._rows = [
+            _Row(self._context, row, self._max_leaves, prompt) for row, prompt in enumerate(prompts)
+        ]
+        texts = [prompt[:-1] for prompt in prompts]
+        wanted = [np.arange(len(text)) for text in texts] if positions is None else positions
+        return self._cache_prompts(texts, top_k, wanted)
+
+    def _cache_prompts(
+        self, texts: list[list[int]], top_k: int, wanted: list[NDArray[np.int64]]
+    ) -> list[TopCandidates | None]:
+        """All texts end to end, and what all of them begin with once."""
+        shared = _common_length(texts) if len(texts) > 1 else 0
+        everyone = [row.base for row in self._rows]
+        token_ids, positions = list(texts[0][:shared]), list(range(shared))
+        owners = [everyone] * shared
+        places = []  # where each text's own tokens lie
+        for row, text in zip(self._rows, texts, strict=True):
+            places.append(range(len(token_ids), len(token_ids) + len(text) - shared))
+            token_ids += text[shared:]
+            positions += range(shared, len(text))
+            owners += [[row.base]] * (len(text) - shared)
+        slots = [
+            np.array([*range(shared), *own], np.int64)[of_text]
+            for own, of_text in zip(places, wanted, strict=True)
+        ]
+        all_slots = np.unique(np.concatenate(slots)) if top_k else np.empty(0, np.int64)
+        found = self._cache(
+            np.array(token_ids, np.int64), np.array(positions, np.int64), owners, top_k, all_slots
+        )
+        if found is None:
+            return [None] * len(texts)
+        rows = [np.searchsorted(all_slots, own) for own in slots]
+        return [
+            TopCandidates(found.token_ids[row], found.probs[row], of_text) if len(row) else None
+            for row, of_text in zip(rows, wanted, strict=True)
+        ]
+
+    def _cache(
+        self,
+        token_ids: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        owners: list[list[int]],
+        top_k: int,
+        slots: NDArray[np.int64],
+    ) -> TopCandidates | None:
+        """A chunk at a time; the candidates of those slots."""
+        found = []
+        size = PREFILL_CHUNK
+        most = max(1, _CANDIDATE_LOGITS // self._context.vocab_size)
+        if len(slots) > most:
+            size = min(size, most)
+        for start in range(0, len(token_ids), size):
+            chunk = slice(start, start + size)
+            wanted = np.isin(np.arange(len(token_ids))[chunk], slots)
+            logits = self._context.run(token_ids[chunk], positions[chunk], owners[chunk], wanted)
+            if wanted.any():
+                found.append(top_candidates(logits, top_k))
+        return join_candidates(found)
+
+    def fit(self, tree: DraftTree) -> DraftTree:
+        """Cut to the leaves and nodes there is room for; a sampled tree that is too large, to a chain.
+
+        Which nodes of a sampled tree are kept must not depend on what they are.
+        """
+        if not self._drafts:
+            return DraftTree()
+        if self._max_leaves == 1:
+            return best_chain(tree).head(self._max_nodes)
+        if tree.draft_probs is not None:
+            num_draws = len(tree) if tree.draws is None else len(tree.draws)
+            is_small = num_draws <= min(self._max_leaves, self._max_nodes)
+            return tree if is_small else best_chain(tree).head(self._max_nodes)
+        return with_at_most(self._max_leaves, tree.head(self._max_nodes))
+
+    def forward(self, trees: list[DraftTree]) -> list[torch.Tensor]:
+        token_ids: list[NDArray[np.int64]] = []
+        positions: list[NDArray[np.int64]] = []
+        owners: list[list[int]] = []
+        for row, tree in zip(self._rows, trees, strict=True):
+            owners += row.share_out(tree)
+            token_ids += [np.array([row.root]), tree.token_ids]
+            positions += [np.array([row.length]), row.length + tree.depths()]
+        wanted = np.ones(len(owners), np.bool_)
+        logits = self._context.run(np.concatenate(token_ids), np.concatenate(positions), owners, wanted)
+        return list(torch.split(logits, [len(tree) + 1 for tree in trees]))
+
+    def keep(self, acceptances: list[Acceptance]) -> None:
+        for row, acceptance in zip(self._rows, acceptances, strict=True):
+            row.keep(acceptance)
+
+    def retain(self, rows: list[int]) -> None:
+        for index, row in enumerate(self._rows):
+            if index not in rows:
+                row.clear()
+        self._rows = [self._rows[row] for row in rows]
+
+
+class _Row:
+    """One text. ``length`` tokens of it are cached, all of them in the sequence ``base``.
+
+    ``known`` says for every sequence of the row how many of these tokens it has, from the first on.
+    """
+
+    def __init__(self, context: LlamaContext, row: int, num_sequences: int, prompt: list[int]) -> None:
+        self._context = context
+        self.base = row * num_sequences
+        self.root = prompt[-1]
+        self.length = len(prompt) - 1
+        self._known = [0] * num_sequences
+        self._known[0] = self.length
+        self._owners: list[list[int]] = []
+        self._used = 0
+
+    def share_out(self, tree: DraftTree) -> list[list[int]]:
+        """The sequences of the root and of each node; those of the leaves are brought up to date."""
+        below: list[list[int]] = [[] for _ in range(len(tree) + 1)]  # the root's are the last
+        parents = tree.parents.tolist()
+        self._used = max(1, len(tree) - len({*parents} - {ROOT}))
+        sequence = self.base + self._used  # from the last leaf on, so that the first has the base
+        for node in range(len(tree) - 1, ROOT, -1):
+            if not below[node]:
+                sequence -= 1
+                below[node] = [sequence]
+            below[parents[node]] += below[node]
+        below[ROOT] = list(range(self.base, self.base + self._used))
+        for place, known in enumerate(self._known[: self._used]):
+            if known < self.length:
+                self._context.share(self.base, self.base + place, known, self.length)
+                self._known[place] = self.length
+        self._owners = [below[ROOT], *below[:ROOT]]
+        return self._owners
+
+    def keep(self, acceptance: Acceptance) -> None:
+        """The accepted path belongs to the base; all that was rejected disappears."""
+        path = acceptance.path
+        after_root = self.length + 1
+        end = after_root + len(path)
+        kept_by = self._owners[path[-1] + 1][0] if path else self.base
+        for place in range(self._used):
+            sequence = self.base + place
+            mine = end if sequence == kept_by else after_root
+            if len(self._owners) > 1:
+                self._context.remove(sequence, mine)
+            self._known[place] = mine
+        if kept_by != self.base:
+            self._context.share(kept_by, self.base, after_root, end)
+            self._known[0] = end
+        self.length = end
+        self.root = acceptance.token_ids[-1]
+
+    def clear(self) -> None:
+        for place, known in enumerate(self._known):
+            if known:
+                self._context.remove(self.base + place)
+
+
+def _common_length(texts: list[list[int]]) -> int:
+    """How many tokens all texts begin with."""
+    differing = (place for place, tokens in enumerate(zip(*texts, strict=False)) if len(set(tokens)) > 1)
+    return next(differing, min(map(len, texts)))
+
+
+def with_at_most(max_leaves: int, tree: DraftTree) -> DraftTree:
+    """The tree without the nodes that would give it more leaves, those that come last."""
+    is_parent = np.zeros(len(tree) + 1, np.bool_)  # the root's place is the last
+    kept: list[int] = []
+    new_index = {ROOT: ROOT}
+    num_leaves = 0
+    for node, parent in enumerate(tree.parents.tolist()):
+        if parent not in new_index:
+            continue
+        opens = parent == ROOT or bool(is_parent[parent])  # else its parent is no leaf any more
+        if num_leaves + opens > max_leaves:
+            continue
+        num_leaves += opens
+        is_parent[parent] = True
+        new_index[node] = len(kept)
+        kept.append(node)
+    if len(kept) == len(tree):
+        return tree
+    return tree.select(kept, [new_index[parent] for parent in tree.parents[kept].tolist()])

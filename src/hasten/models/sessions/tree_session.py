@@ -1,0 +1,302 @@
+"""Draft trees of a whole batch on stock attention models, with holes instead of ragged caches.
+
+All rows append at the same cache slot. Slots of rejected nodes and of padding stay behind as *holes*: the
+mask hides them, and because keys carry their rotary position already, the slot a key lies in does not
+matter. Holes at the end are cut off for free; the others are compacted when they have become many. Prompts
+are cached in packed rows (prepacking.py) and each moved to a row of its own afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as AbstractSequence
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hasten.core import Acceptance, TopCandidates
+from hasten.logits import Draw, Logits, top_candidates
+from hasten.models.forwards.forward import PREFILL_CHUNK, Asked, Forward, Kept, among, join_candidates
+from hasten.models.sessions.attention import AttentionKinds
+from hasten.models.sessions.prepacking import ROW_CAPACITY, PackedRow, group_rows, pack_rows
+from hasten.models.sessions.slot_cache import SlotCache
+from hasten.tree import DraftTree
+
+_DEVICE_TOKENS = 8192
+"""Prompt tokens in one pass where launching a pass costs more than padding a little."""
+
+_ROOM = 256
+"""Slots made behind the prompts, so that a text of common length never moves its cache."""
+
+
+class Block(NamedTuple):
+    """The new tokens of one row in one pass."""
+
+    token_ids: NDArray[np.int64]  # [tokens]
+    depths: NDArray[np.int64]  # [tokens], from the first position that is not cached
+    visible: NDArray[np.bool_]  # [tokens, tokens]
+    earlier: tuple[list[int], list[int]] | None = None
+    """pairs of a token and a cached slot that it sees although that is not committed"""
+
+
+class RowCache(NamedTuple):
+    """Cached tokens of one row in the order of the text."""
+
+    layers: list[tuple[torch.Tensor, torch.Tensor] | None]
+    """keys and values of every layer, [kv heads, tokens, channels]; None for an unused layer"""
+    positions: NDArray[np.int64]  # [tokens]
+
+
+class TreeSession:
+    """See Session. For models whose every layer takes a 4-D mask.
+
+    Args:
+        forward: the model.
+        max_holes: hidden slots a row may have before they are compacted.
+        prefill: "packed" lays short prompts end to end and caches equal ones once; "padded", its slow twin,
+            pads all of them to the longest.
+    """
+
+    def __init__(
+        self, forward: Forward, *, max_holes: int = 64, prefill: Literal["packed", "padded"] = "packed"
+    ) -> None:
+        self._forward = forward
+        self._kinds = AttentionKinds.of(forward.text_config)
+        self._max_holes = max_holes
+        self._packed = prefill == "packed" and forward.can_pack_prompts
+        self._roots: list[int] = []
+        self._wanted: list[NDArray[np.int64]] | None = None  # positions of each text; None: all of them
+        self._block_start = 0
+        self._begin(0)
+
+    def _begin(self, count: int) -> None:
+        """Empty rows."""
+        self._cache = SlotCache()  # every layer keeps every slot; windows are masked
+        self._visible = np.zeros((count, 0), np.bool_)  # [batch, slots]
+        self._positions = np.zeros((count, 0), np.int64)  # [batch, slots]
+        self._lengths = [0] * count  # cached tokens of each row
+
+    def prefill(
+        self, prompts: list[list[int]], top_k: int = 0, positions: list[NDArray[np.int64]] | None = None
+    ) -> list[TopCandidates | None]:
+        self._begin(0)
+        texts = [tuple(prompt[:-1]) for prompt in prompts]
+        self._roots = [prompt[-1] for prompt in prompts]
+        self._wanted = positions
+        if not self._packed:
+            return self._cache_padded(texts, top_k)
+        places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+        if positions is not None:
+            self._wanted = [positions[texts.index(text)] for text in places]
+        found = self._cache_packed(list(places), top_k)
+        if len(places) == len(texts):
+            return found
+        rows = [places[text] for text in texts]
+        self._select(rows)
+        return [found[row] for row in rows]
+
+    def _cache_padded(self, texts: list[tuple[int, ...]], top_k: int) -> list[TopCandidates | None]:
+        rows = [PackedRow([index], [0], [len(text)], len(text)) for index, text in enumerate(texts)]
+        return self._cache_rows(rows, texts, top_k)
+
+    def _cache_packed(self, texts: list[tuple[int, ...]], top_k: int) -> list[TopCandidates | None]:
+        """A row for each text, filled from packed rows, group after group."""
+        sizes = [len(text) for text in texts]
+        longest = max(sizes)
+        rows = pack_rows(sizes, min(longest, ROW_CAPACITY, PREFILL_CHUNK))
+        on_cpu = self._forward.device.type == "cpu"
+        groups = group_rows(rows, PREFILL_CHUNK if on_cpu else _DEVICE_TOKENS, PREFILL_CHUNK)
+        if len(groups) == 1 and [row.prompts for row in rows] == [[index] for index in range(len(texts))]:
+            return self._cache_rows(rows, texts, top_k)  # every text is where it has to be
+        found: list[TopCandidates | None] = [None] * len(texts)
+        unpacked: SlotCache | None = None
+        for group in groups:
+            for row, of_row in zip(group, self._cache_rows(group, texts, top_k), strict=True):
+                if of_row is not None:
+                    for text, slots in row.places():
+                        found[text] = _part(of_row, slots)
+            if unpacked is None:
+                unpacked = self._cache.blank(len(texts), longest, longest + _ROOM)
+            for packed, layer in zip(self._cache.used_layers, unpacked.used_layers, strict=True):
+                _unpack(group, packed.key_buffer, layer.key_buffer)
+                _unpack(group, packed.value_buffer, layer.value_buffer)
+        if unpacked is not None:
+            self._cache = unpacked
+        self._visible = np.arange(longest) < np.asarray(sizes)[:, None]
+        self._positions = np.tile(np.arange(longest), (len(texts), 1))
+        self._lengths = sizes
+        return found
+
+    def _cache_rows(
+        self, rows: list[PackedRow], texts: list[tuple[int, ...]], top_k: int
+    ) -> list[TopCandidates | None]:
+        """Run these rows side by side into an empty cache, a chunk at a time; the candidates of each row."""
+        self._begin(len(rows))
+        longest = max((row.size for row in rows), default=0)
+        self._cache.reserve(longest + _ROOM)
+        tokens = [
+            np.concatenate([np.asarray(texts[prompt], np.int64) for prompt in row.prompts]) for row in rows
+        ]
+        found: list[list[TopCandidates]] = [[] for _ in rows]
+        for start in range(0, longest, PREFILL_CHUNK):
+            blocks = []
+            for row, token_ids in zip(rows, tokens, strict=True):
+                first, stop = min(start, row.size), min(start + PREFILL_CHUNK, row.size)
+                depths = row.positions()[first:stop] - first  # later chunks belong to rows of one prompt
+                blocks.append(Block(token_ids[first:stop], depths, row.visible(first, stop)))
+            columns = [
+                self._columns(row, start, len(block.token_ids))
+                for row, block in zip(rows, blocks, strict=True)
+            ]
+            kept = np.unique(np.concatenate(columns))
+            logits = self._run(blocks, kept if top_k and len(kept) else 1)
+            for index, own in enumerate(columns):
+                if top_k and len(own):
+                    best = top_candidates(logits[index, np.searchsorted(kept, own)], top_k)
+                    found[index].append(replace(best, positions=start + own))
+            self._commit([np.arange(len(block.token_ids)) for block in blocks])
+        return [join_candidates(pieces) for pieces in found]
+
+    def _columns(self, row: PackedRow, start: int, count: int) -> NDArray[np.int64]:
+        """Of the ``count`` slots of a row from ``start`` on, those whose candidates are wanted."""
+        if self._wanted is None:
+            return np.arange(count)
+        slots = [slots.start + self._wanted[prompt] for prompt, slots in row.places()]
+        return among(np.concatenate(slots), start, start + count)
+
+    def fit(self, tree: DraftTree) -> DraftTree:
+        return tree
+
+    def forward(self, trees: list[DraftTree]) -> list[torch.Tensor]:
+        blocks = self._blocks(trees)
+        logits = self._run(blocks, logits_to_keep=0)
+        return [logits[row, : len(block.token_ids)] for row, block in enumerate(blocks)]
+
+    def find(
+        self, trees: list[DraftTree], draws: AbstractSequence[Draw | None], top_k: int = 0
+    ) -> list[Logits]:
+        """See FindingSession."""
+        blocks = self._blocks(trees)
+        tokens = [slice(len(block.token_ids)) for block in blocks]
+        return self._forward.find(*self._place(blocks), self._cache, Asked(tokens, draws, top_k))
+
+    def _blocks(self, trees: list[DraftTree]) -> list[Block]:
+        return [
+            Block(
+                np.concatenate(([root], tree.token_ids)),
+                np.concatenate(([0], tree.depths())),
+                tree.attention_mask(),
+            )
+            for root, tree in zip(self._roots, trees, strict=True)
+        ]
+
+    def keep(self, acceptances: list[Acceptance]) -> None:
+        self._commit([np.array([0, *(node + 1 for node in a.path)]) for a in acceptances])
+        self._roots = [acceptance.token_ids[-1] for acceptance in acceptances]
+        self._compact_if_worth_it(self._visible, max(self._lengths))
+
+    def retain(self, rows: list[int]) -> None:
+        self._select(rows)
+        self._roots = [self._roots[row] for row in rows]
+
+    def _select(self, rows: list[int]) -> None:
+        """Make these the rows of the cache; a row may be chosen twice."""
+        self._forward = self._forward.select(rows)
+        self._cache.select(torch.tensor(rows, device=self._forward.device))
+        self._visible, self._positions = self._visible[rows], self._positions[rows]
+        self._lengths = [self._lengths[row] for row in rows]
+
+    def states(self) -> list[tuple[torch.Tensor, torch.Tensor] | None]:
+        """Keys and values of every layer, [batch, kv heads, slots, channels]; None for an unused layer.
+
+        Views, which later passes may overwrite.
+        """
+        return self._cache.states()
+
+    def row_cache(self, row: int, start: int = 0) -> RowCache:
+        """A copy of what one row has cached from position ``start`` on."""
+        slots = np.flatnonzero(self._visible[row] & (self._positions[row] >= start))
+        index = torch.from_numpy(slots).to(self._forward.device)
+        layers = [
+            None
+            if pair is None
+            else (pair[0][row].index_select(1, index), pair[1][row].index_select(1, index))
+            for pair in self.states()
+        ]
+        return RowCache(layers, self._positions[row, slots])
+
+    @property
+    def num_cached_tokens(self) -> list[int]:
+        """Of each row."""
+        return list(self._lengths)
+
+    def num_bytes(self) -> int:
+        """Memory of the cache: holes, and slots that are not in use yet, included."""
+        return self._cache.num_bytes()
+
+    def _run(self, blocks: list[Block], logits_to_keep: Kept) -> torch.Tensor:
+        """One pass over a block a row; logits [batch, tokens, vocab]."""
+        return self._forward(*self._place(blocks), self._cache, logits_to_keep)
+
+    def _place(self, blocks: list[Block]) -> tuple[NDArray[np.int64], NDArray[np.int64], Any]:
+        """Blocks, padded to the longest, in new slots: the token ids, positions and mask of their pass."""
+        batch, width = self._visible.shape
+        size = max(len(block.token_ids) for block in blocks)
+        token_ids = np.zeros((batch, size), np.int64)
+        positions = np.zeros((batch, size), np.int64)
+        visible = np.zeros((batch, size, width + size), np.bool_)
+        for row, (block, length) in enumerate(zip(blocks, self._lengths, strict=True)):
+            count = len(block.token_ids)
+            token_ids[row, :count] = block.token_ids
+            positions[row] = length
+            positions[row, :count] += block.depths
+            visible[row, :count, :width] = self._visible[row]
+            visible[row, :count, width : width + count] = block.visible
+            if block.earlier is not None:
+                visible[row][block.earlier] = True
+        self._positions = np.concatenate((self._positions, positions), axis=1)
+        self._visible = np.concatenate((self._visible, np.zeros((batch, size), np.bool_)), axis=1)
+        self._block_start = width
+        mask = self._forward.mask(self._kinds.visible(visible, positions, self._positions))
+        return token_ids, positions, mask
+
+    def _commit(self, kept: list[NDArray[np.int64]]) -> None:
+        """Make these tokens of the last pass visible, and cut the slots after the last visible one."""
+        for row, tokens in enumerate(kept):
+            self._visible[row, self._block_start + tokens] = True
+            self._lengths[row] += len(tokens)
+        self._truncate(1 + int(np.flatnonzero(self._visible.any(axis=0))[-1]))
+
+    def _truncate(self, width: int) -> None:
+        if width < self._visible.shape[1]:
+            self._visible, self._positions = self._visible[:, :width], self._positions[:, :width]
+            self._cache.truncate(width)
+
+    def _compact_if_worth_it(self, used: NDArray[np.bool_], width: int) -> bool:
+        """Close the holes between used slots [batch, slots], at most ``width`` a row; whether it was done."""
+        if used.shape[1] - width <= max(self._max_holes, width // 8):
+            return False
+        order = np.argsort(~used, axis=1, kind="stable")[:, :width]  # used slots first, in order
+        self._cache.gather(order)
+        self._positions = np.take_along_axis(self._positions, order, axis=1)
+        self._visible = np.take_along_axis(self._visible, order, axis=1)
+        return True
+
+
+def _part(candidates: TopCandidates, slots: slice) -> TopCandidates | None:
+    """Those of one prompt of a packed row."""
+    assert candidates.positions is not None
+    first, stop = np.searchsorted(candidates.positions, (slots.start, slots.stop)).tolist()
+    if first == stop:
+        return None
+    part = candidates.rows(first, stop)
+    return replace(part, positions=candidates.positions[first:stop] - slots.start)
+
+
+def _unpack(group: list[PackedRow], packed: torch.Tensor, states: torch.Tensor) -> None:
+    """Copy each prompt's slots of the packed rows to the beginning of its own row of ``states``."""
+    for index, row in enumerate(group):
+        for prompt, slots in row.places():
+            states[prompt, :, : slots.stop - slots.start] = packed[index, :, slots]

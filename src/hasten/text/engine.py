@@ -1,0 +1,363 @@
+"""Load a model, generate, stream: everything around the loop."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterator, Sequence as AbstractSequence
+from functools import cached_property
+from typing import Any
+
+from hasten.core import SamplingParams, Sequence, sampling_params
+from hasten.drafters import Drafter, Resources, make_drafter
+from hasten.drafters.corpus.corpus_index import open_index
+from hasten.drafters.store import load_store, save_store
+from hasten.errors import ConfigError, GenerationInterrupted, ModelError, PromptError
+from hasten.models.causal_lm import require_torch
+from hasten.models.checkpoints import is_denoiser
+from hasten.models.draft.draft_lm import load_draft
+from hasten.models.encoder_decoder.target import target_of
+from hasten.models.forwards.choose import FORWARDS, prepare
+from hasten.models.llamacpp.target import is_gguf, load_gguf
+from hasten.models.loading import load_pretrained
+from hasten.models.superposed import Completion, NgramTables, complete
+from hasten.models.target import Target
+from hasten.models.vocabulary import vocabulary_fingerprint
+from hasten.policies import POLICIES, DraftPolicy, FixedPolicy, check_policy
+from hasten.stopping import TextStream
+from hasten.text.decode import Step, decode
+from hasten.text.pricing import Prices
+from hasten.text.requests import Job, Piece, Prompt, Requests
+from hasten.values import at_least_one
+from hasten.verify import VERIFIERS, Verifier, find_verifier
+
+Trace = Callable[[Step], None]
+
+
+def load(
+    model: Any = "demo",
+    *,
+    tokenizer: Any = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    drafter: str | Drafter = "auto",
+    store: str | os.PathLike[str] | None = None,
+    index: str | os.PathLike[str] | None = None,
+    draft: Any = None,
+    draft_device: str | None = None,
+    draft_vocab: str | os.PathLike[str] | None = None,
+    forward: str = "auto",
+    trust_remote_code: bool = False,
+) -> LanguageModel:
+    """Load a model to write with.
+
+    Args:
+        model: a bundled name ("demo", "demo-draft"), a local folder, a hub id, the path of a GGUF file, which
+            llama.cpp runs, or a transformers model.
+        tokenizer: only for a transformers model; without one, prompts are token ids.
+        dtype: "auto" (the checkpoint's), "float32", "float64", "bfloat16" or "float16".
+        device: such as "cpu" or "cuda:0"; by default the GPU where there is one.
+        drafter: the default for this model's calls; see ``LanguageModel.generate``.
+        store: a file written by ``save_store``, to start with what earlier runs learnt.
+        index: a corpus index made by ``hasten index``, for the drafters "rest" and "rasd".
+        draft: a smaller model that guesses for this one, and which "auto" then uses too: a bundled name, a
+            folder or a hub id, loaded with this dtype and forward; a transformers model; or a DraftLM.
+        draft_device: where the draft model runs; by default where this model does.
+        draft_vocab: tokens that the draft may propose, a file of ``hasten train trim``.
+        forward: "stock" runs transformers' own layers; on the CPU, "packed" packs the linear ones, and
+            "compiled" runs whole passes in compiled code; on a GPU, "graphs" replays recorded passes; "auto"
+            measures which is fastest. A transformers model given as an object is never changed: it runs as it
+            is, or recorded on request; its weights must then stay where they are.
+        trust_remote_code: allow a hub repository to run its own code.
+
+    Raises:
+        ConfigError, ModelError, StoreError, IncompatibleModels: see hasten.errors.
+    """
+    if forward not in FORWARDS:
+        raise ConfigError(f"forward={forward!r} is unknown; choose {', '.join(FORWARDS)}")
+    target, tokenizer = _open_target(
+        model, tokenizer, dtype=dtype, device=device, forward=forward, trust_remote_code=trust_remote_code
+    )
+    if draft is not None:
+        options: dict[str, Any] = {"device": draft_device, "draft_vocab": draft_vocab}
+        if isinstance(draft, str | os.PathLike):
+            options |= {"dtype": dtype, "forward": forward, "trust_remote_code": trust_remote_code}
+        draft = load_draft(draft, target=target, target_tokenizer=tokenizer, **options)
+    elif draft_device is not None or draft_vocab is not None:
+        raise ConfigError("draft_device and draft_vocab go with a draft model; give draft= too")
+    language_model = LanguageModel(target, tokenizer, drafter=drafter, index=index, draft=draft)
+    if store is not None:
+        language_model.load_store(store)
+    return language_model
+
+
+def _open_target(
+    model: Any,
+    tokenizer: Any,
+    *,
+    dtype: str,
+    device: str | None,
+    forward: str,
+    trust_remote_code: bool,
+) -> tuple[Target, Any]:
+    """As ``load``: the target and its tokenizer."""
+    dtype = str(dtype).removeprefix("torch.")  # torch.float32 is as good as its name
+    if is_gguf(model):
+        return load_gguf(model, tokenizer=tokenizer, dtype=dtype, device=device, forward=forward)
+    if isinstance(model, str | os.PathLike):
+        if is_denoiser(os.fspath(model)):
+            raise ModelError(
+                f"{os.fspath(model)!r} is a diffusion model, which writes another way; use "
+                "hasten.load_diffusion, or hasten generate and hasten infill"
+            )
+        if tokenizer is not None:
+            raise ConfigError("tokenizer= goes with a transformers model; a name or folder brings its own")
+        model, tokenizer = load_pretrained(
+            os.fspath(model), dtype, device, trust_remote_code=trust_remote_code
+        )
+        return target_of(model, prepare(model, forward).forward), tokenizer
+    if not hasattr(model, "generate"):
+        raise ModelError(f"model={model!r} is no model: give a name, a folder, or a transformers model")
+    if tokenizer is not None and not callable(tokenizer):
+        raise ConfigError(f"tokenizer={tokenizer!r} is no tokenizer: give the object itself")
+    if dtype != "auto" or device is not None:
+        raise ConfigError("dtype and device go with a name or folder; convert a model object yourself")
+    if forward not in ("auto", "stock", "graphs"):
+        raise ConfigError(f"forward={forward!r} takes the weights over, so it goes with a name or folder")
+    return target_of(model, prepare(model, "stock" if forward == "auto" else forward).forward), tokenizer
+
+
+class LanguageModel:
+    """A target model with its tokenizer, its drafters and what they have learnt.
+
+    Drafters learn across calls; what they learnt changes the speed of later calls, never their text. One
+    call at a time: instances are not thread-safe.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        tokenizer: Any = None,
+        *,
+        drafter: str | Drafter = "auto",
+        index: str | os.PathLike[str] | None = None,
+        draft: Any = None,
+    ) -> None:
+        self.target = target
+        self.tokenizer = tokenizer
+        self._requests = Requests(target, tokenizer)
+        self._default_drafter = drafter
+        self._drafters: dict[str, Drafter] = {}
+        self._policies: dict[tuple[str, str], DraftPolicy] = {}
+        self._fingerprint: str | None = None
+        opened = None if index is None else open_index(index, self.fingerprint)
+        if draft is not None:
+            draft = load_draft(draft, target=target, target_tokenizer=tokenizer)
+        self.resources = Resources(target.vocab_size, target, opened, draft)
+        self.drafter(drafter)
+
+    def generate(
+        self,
+        prompts: Prompt | AbstractSequence[Prompt],
+        params: SamplingParams | None = None,
+        *,
+        drafter: str | Drafter | None = None,
+        num_draft_tokens: int | None = None,
+        policy: str = "cost",
+        verify: str | Verifier = "follow",
+        decoder_prompt: str | AbstractSequence[int] | None = None,
+        batch_size: int = 16,
+        trace: Trace | None = None,
+    ) -> Any:
+        """Write texts.
+
+        Args:
+            prompts: a text, token ids, or several of such (see ``hasten.text.requests.read_prompts``);
+                what the encoder reads, where a model has one.
+            params: how to sample and when to stop.
+            drafter: "auto", "off" (plain decoding), a system's name, several joined by "+", or an object.
+            num_draft_tokens: a fixed tree size; None lets the policy choose.
+            policy: "cost" drafts what pays on this machine; "ems" and "bass" are published rules for batches.
+            verify: "follow" writes the text of plain decoding. By name only: "traversal", "block",
+                "residual", "k-sequential" and others (``hasten.verify.VERIFIERS``) write texts of its law,
+                with drafts weighed by the law they were drawn from, and "fastest" chooses among them;
+                "typical", "tolerant" and "confident" are approximate. ``Output.guarantee`` says what was
+                promised.
+            decoder_prompt: what an encoder-decoder model's texts begin with, after its start token.
+            batch_size: how many sequences are decoded side by side.
+            trace: called with every decoding step.
+
+        Returns:
+            An Output for one prompt and ``n=1``; else a list, the samples of a prompt side by side.
+
+        Raises:
+            PromptError: an empty prompt, one longer than the context, or token ids outside the vocabulary.
+            ModelError: the model gave NaN.
+            GenerationInterrupted: Ctrl-C; carries what was written so far.
+        """
+        params = sampling_params(params)
+        batch_size = at_least_one(batch_size, "batch_size")
+        verifier = find_verifier(verify)
+        several, single = self._requests.read(prompts)
+        jobs = self._requests.jobs(several, params, decoder_prompt)
+        try:
+            for start in range(0, len(jobs), batch_size):
+                batch = [job.sequence for job in jobs[start : start + batch_size]]
+                for step in self._decode(batch, drafter, num_draft_tokens, policy, verifier):
+                    if trace:
+                        trace(step)
+        except KeyboardInterrupt:
+            raise GenerationInterrupted([self._requests.output(job) for job in jobs]) from None
+        outputs = [self._requests.output(job) for job in jobs]
+        return outputs[0] if single and params.n == 1 else outputs
+
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        drafter: str | Drafter | None = None,
+        num_draft_tokens: int | None = None,
+        policy: str = "cost",
+        verify: str | Verifier = "follow",
+        decoder_prompt: str | AbstractSequence[int] | None = None,
+        trace: Trace | None = None,
+    ) -> Iterator[Piece]:
+        """Write one text, a Piece a token; arguments as for ``generate``.
+
+        Closing the iterator, or Ctrl-C, ends the request; what was learnt stays.
+        """
+        params = sampling_params(params)
+        if params.n != 1:
+            raise ConfigError(f"n={params.n} cannot be streamed; use generate, or one stream a sample")
+        prompts, _ = self._requests.read(prompt)
+        if len(prompts) != 1:
+            raise PromptError(f"{len(prompts)} prompts cannot be streamed at once; give one stream a prompt")
+        [job] = self._requests.jobs(prompts, params, decoder_prompt)
+        choices = {"num_draft_tokens": num_draft_tokens, "policy_name": policy}
+        return self._stream(job, params, drafter, trace, verifier=find_verifier(verify), **choices)
+
+    def _stream(
+        self,
+        job: Job,
+        params: SamplingParams,
+        drafter: str | Drafter | None,
+        trace: Trace | None,
+        **choices: Any,
+    ) -> Iterator[Piece]:
+        text = TextStream(self._requests.detokeniser, params.stop_strings)
+        for step in self._decode([job.sequence], drafter, **choices):
+            if trace:
+                trace(step)
+            [gain] = step.gains
+            written = list(zip(gain.acceptance.token_ids, gain.sources(), strict=True))
+            for index, (token_id, source) in enumerate(written):
+                text.push([token_id])
+                if job.sequence.finish_reason and index == len(written) - 1:
+                    yield Piece(text.take() + text.finish(), token_id, source, self._requests.output(job))
+                else:
+                    yield Piece(text.take(), token_id, source)
+
+    def autocomplete(
+        self, prompt: Prompt, *, k: int = 3, max_new_tokens: int = 10, ngrams: NgramTables | None = None
+    ) -> list[Completion]:
+        """At most k short suggestions for how a prompt goes on, best first, for the passes of one of them.
+
+        Superposed Decoding (arXiv 2405.18400). Approximate: with k=1 and without n-grams the suggestion is
+        greedy decoding's text, else each pass reads a mixture of all suggestions, and they drift away from
+        what the model would write after 10 to 20 tokens. ``ngrams`` holds counts of a corpus in this model's
+        tokens, which tell the suggestions apart.
+
+        Raises:
+            ConfigError: for a value that cannot work.
+            PromptError: as ``generate``.
+            ModelError: for a model that does not take input embeddings, or reads a source as well.
+        """
+        target = require_torch(self.target, "autocomplete")
+        drafts = complete(target, self.encode(prompt), k=k, max_new_tokens=max_new_tokens, ngrams=ngrams)
+        written = ((list(draft.token_ids), draft.score) for draft in drafts)
+        return [Completion(self._requests.detokeniser.text(ids), ids, score) for ids, score in written]
+
+    def drafter(self, name: str | Drafter | None = None) -> Drafter:
+        """The drafter of that name, with everything it has learnt here; the default one for None."""
+        chosen = self._default_drafter if name is None else name
+        if not isinstance(chosen, str):
+            if not hasattr(chosen, "propose"):
+                raise ConfigError(
+                    f"drafter={chosen!r} is no drafter; give a name, or an object that proposes"
+                )
+            return chosen
+        if chosen not in self._drafters:
+            self._drafters[chosen] = make_drafter(chosen, self.resources)
+        return self._drafters[chosen]
+
+    def save_store(self, path: str | os.PathLike[str], drafter: str | None = None) -> None:
+        """Save what a drafter learnt, to be given to ``load(store=...)``. Raises StoreError."""
+        save_store(path, self.drafter(drafter), self.fingerprint)
+
+    def load_store(self, path: str | os.PathLike[str], drafter: str | None = None) -> None:
+        """Replace what a drafter learnt by a saved store. Raises StoreError, IncompatibleModels."""
+        load_store(path, self.drafter(drafter), self.fingerprint, self.target.vocab_size)
+
+    def forget(self) -> None:
+        """Drop everything that drafters kept of prompts and texts so far; the next call starts as the first.
+
+        Saved stores stay (``hasten store FILE --forget``), and so does what a Drafter object of yours learnt.
+        """
+        self._drafters.clear()
+        self._policies.clear()
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the vocabulary: stores and indexes fit only the same one."""
+        if self._fingerprint is None:
+            self._fingerprint = vocabulary_fingerprint(self.tokenizer, self.target.vocab_size)
+        return self._fingerprint
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt, checked against vocabulary and context. Raises PromptError."""
+        return self._requests.encode(prompt)
+
+    def decode_sequences(
+        self,
+        sequences: list[Sequence],
+        drafter: str | Drafter | None = None,
+        num_draft_tokens: int | None = None,
+    ) -> Generator[Step, None, None]:
+        """Write prepared sequences side by side, for callers with samplers and stop rules of their own."""
+        yield from self._decode(sequences, drafter, num_draft_tokens)
+
+    def _decode(
+        self,
+        sequences: list[Sequence],
+        drafter: str | Drafter | None,
+        num_draft_tokens: int | None,
+        policy_name: str = "cost",
+        verifier: Verifier = VERIFIERS["follow"],
+    ) -> Iterator[Step]:
+        check_policy(policy_name, num_draft_tokens)
+        chosen = self.drafter(drafter)
+        for sequence in sequences:
+            sequence.guarantee, sequence.proposals = verifier.guarantee, verifier.proposals
+            if verifier.begin is not None:
+                verifier.begin(sequence)
+        if num_draft_tokens is not None or chosen.name == "off":
+            yield from decode(
+                self.target, chosen, FixedPolicy(num_draft_tokens or 0), sequences, verifier.rule
+            )
+            return
+        yield from decode(self.target, chosen, self._policy(chosen, policy_name), sequences, verifier.rule)
+        self._prices.keep()
+
+    def _policy(self, drafter: Drafter, name: str) -> DraftPolicy:
+        """What it learnt of this drafter goes on from call to call, whatever the size of the batch."""
+        key = drafter.name, name
+        if drafter is not self._drafters.get(drafter.name):
+            return POLICIES[name](self._prices.cost)
+        if key not in self._policies:
+            self._policies[key] = POLICIES[name](self._prices.cost)
+        return self._policies[key]
+
+    @cached_property
+    def _prices(self) -> Prices:
+        """Measured, unless an earlier run did, when the first text is drafted."""
+        return Prices(self.target)

@@ -1,0 +1,297 @@
+"""What comes in and what goes out: prompts become sequences, finished sequences become outputs.
+
+Knows the tokenizer and what the target reads; knows nothing of drafters, policies or the loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence as AbstractSequence, Set as AbstractSet
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hasten.core import DecodeStats, FinishReason, Guarantee, SamplingParams, Sequence, prompt_seeds
+from hasten.detokenising import Detokeniser
+from hasten.errors import ConfigError, PromptError
+from hasten.files import require_characters
+from hasten.models.encoder_decoder.target import Seq2SeqLM
+from hasten.models.target import Target
+from hasten.processors import own_processors
+from hasten.sampling import Sampler
+from hasten.stopping import StopConditions, TextStream, special_stops
+from hasten.values import prompt_ids
+
+Prompt = str | AbstractSequence[int] | NDArray[np.floating] | torch.Tensor
+"""A text, token ids, or for a speech model the mel features of one recording [mel bins, frames]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One finished text. ``text`` is empty for a model loaded without a tokenizer.
+
+    ``prompt_ids`` is what the text goes on from; for an encoder-decoder model, the decoder's beginning.
+    ``guarantee``: "exact" is plain decoding's text, "distribution" one of its law, "approximate" neither.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    stats: DecodeStats
+    seed: int
+    prompt_ids: list[int]
+    guarantee: Guarantee = "exact"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One written token, as it is streamed.
+
+    ``text`` may be empty while a character or a stop string is unfinished; ``source`` names who proposed the
+    token, "target" for the model itself; ``output`` is set on the last piece.
+    """
+
+    text: str
+    token_id: int
+    source: str
+    output: Output | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A sequence on its way to an Output."""
+
+    sequence: Sequence
+    seed: int
+    stream: TextStream | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What a text goes on from, and what an encoder reads."""
+
+    token_ids: list[int]
+    source_ids: AbstractSequence[int] = ()
+    source_features: torch.Tensor | None = None
+
+
+def read_prompts(prompts: Any, pad_token_id: int | None = None) -> tuple[list[Any], bool]:
+    """The prompts of a call, and whether it gave a single one: a text, token ids, or a recording's features.
+
+    Several are any collection or iterator of such, an integer array [prompts, tokens], or what a tokenizer
+    returns, whose attention mask says what is padding. An array without a mask may not begin or end a row
+    with the pad token, as padding would be read as text.
+
+    Raises PromptError for anything else.
+    """
+    if isinstance(prompts, Mapping):
+        return _encoded(prompts)
+    if isinstance(prompts, str | bytes | bytearray | memoryview) or _is_features(prompts):
+        return [prompts], True
+    if isinstance(prompts, AbstractSet) or not isinstance(prompts, Iterable):
+        raise PromptError(f"prompts={prompts!r} are no prompts: give a text, token ids, or a list of such")
+    if getattr(prompts, "ndim", 1) == 0:
+        return read_prompts(prompts.item())  # type: ignore[attr-defined]
+    if isinstance(prompts, np.ndarray | torch.Tensor) and prompts.ndim <= 2 and not _is_float(prompts):
+        found = prompts.tolist()
+        _refuse_padding(found if prompts.ndim == 2 else [found], pad_token_id)
+    else:
+        found = list(prompts)
+    first = found[0] if found else ""
+    if isinstance(first, Mapping):
+        raise PromptError(
+            "a prompt is a text or token ids, not a message: write a conversation as the text or the token "
+            "ids of tokenizer.apply_chat_template(messages, add_generation_prompt=True)"
+        )
+    return ([found], True) if _is_token(first) else (found, False)
+
+
+def _is_token(item: Any) -> bool:
+    """Whether a list that begins with this is one prompt; what is neither is refused as a token id."""
+    return getattr(item, "ndim", None) == 0 or not isinstance(item, str | bytes | Iterable)
+
+
+_BESIDE_IDS = ("attention_mask", "token_type_ids", "special_tokens_mask", "offset_mapping", "length")
+
+
+def _encoded(encoding: Mapping[str, Any]) -> tuple[list[Any], bool]:
+    """What a tokenizer returned, without its padding."""
+    if "input_ids" not in encoding:
+        raise PromptError(
+            f"prompts with the keys {sorted(map(str, encoding))} have no input_ids: give a text, token ids, "
+            "or what a tokenizer returns"
+        )
+    other = [name for name in encoding if name not in ("input_ids", *_BESIDE_IDS)]
+    if other:
+        raise PromptError(f"{other[0]} cannot be read: a prompt is token ids and nothing else")
+    rows, is_single = read_prompts(encoding["input_ids"])
+    if encoding.get("attention_mask") is None:
+        return rows, is_single
+    masks, _ = read_prompts(encoding["attention_mask"])
+    if [len(row) for row in rows] != [len(mask) for mask in masks]:
+        raise PromptError("input_ids and attention_mask differ in shape; give those of one tokenizer call")
+    return [_unpadded(*pair) for pair in zip(rows, masks, strict=True)], is_single
+
+
+def _unpadded(token_ids: AbstractSequence[int], mask: AbstractSequence[int]) -> list[int]:
+    kept = [bool(one) for one in mask]
+    start = kept.index(True) if any(kept) else 0
+    end = start + sum(kept)
+    if not all(kept[start:end]):
+        raise PromptError(
+            f"attention_mask={[int(one) for one in mask]} hides tokens inside a prompt; only padding at its "
+            "ends can be left out"
+        )
+    return list(token_ids)[start:end]
+
+
+def _refuse_padding(rows: list[list[Any]], pad_token_id: int | None) -> None:
+    for row in rows:
+        if pad_token_id is not None and row and pad_token_id in (row[0], row[-1]):
+            raise PromptError(
+                f"a row of this array begins or ends with the pad token ({pad_token_id}), which would be "
+                "read as text: give all that the tokenizer returned, with its attention_mask, or lists"
+            )
+
+
+def _is_float(array: Any) -> bool:
+    if isinstance(array, torch.Tensor):
+        return array.is_floating_point()
+    return isinstance(array, np.ndarray) and array.dtype.kind == "f"
+
+
+def _is_features(prompts: Any) -> bool:
+    return _is_float(prompts) and prompts.ndim == 2
+
+
+class Requests:
+    """Reads prompts for one target and writes its texts."""
+
+    def __init__(self, target: Target, tokenizer: Any) -> None:
+        self.target = target
+        self.tokenizer = tokenizer
+        self.detokeniser = Detokeniser(tokenizer)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt, checked against vocabulary and context. Raises PromptError."""
+        token_ids = self._token_ids(prompt)
+        if not token_ids:
+            raise PromptError("the prompt has no tokens; give at least one")
+        self.target.check_prompt(token_ids)
+        return token_ids
+
+    def _token_ids(self, prompt: Prompt, **options: bool) -> list[int]:
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise PromptError(
+                    "this model was loaded without a tokenizer: give token ids, or tokenizer= with an object"
+                )
+            if not prompt:
+                raise PromptError(
+                    "the prompt is empty; to start from nothing, give the token id of a start token"
+                )
+            require_characters(prompt, "the prompt")
+            prompt = self.tokenizer(prompt, **options)["input_ids"]
+        return prompt_ids(prompt, PromptError)
+
+    def read(self, prompts: Any) -> tuple[list[Any], bool]:
+        """See ``read_prompts``."""
+        return read_prompts(prompts, getattr(self.tokenizer, "pad_token_id", None))
+
+    def jobs(
+        self,
+        prompts: AbstractSequence[Prompt],
+        params: SamplingParams,
+        decoder_prompt: str | AbstractSequence[int] | None = None,
+    ) -> list[Job]:
+        if not len(prompts):
+            raise PromptError("no prompts were given")
+        seeds = prompt_seeds(params.seed, len(prompts))
+        stops = self._stop_token_ids(params)
+        starts = [self._start(prompt, decoder_prompt) for prompt in prompts]
+        return [
+            self._job(start, params, stops, (seed, sample), is_only=len(starts) * params.n == 1)
+            for start, seed in zip(starts, seeds, strict=True)
+            for sample in range(params.n)
+        ]
+
+    def _start(self, prompt: Prompt, decoder_prompt: str | AbstractSequence[int] | None) -> _Start:
+        target = self.target
+        if not isinstance(target, Seq2SeqLM):
+            if decoder_prompt is not None:
+                raise ConfigError("decoder_prompt= is for encoder-decoder models; put it into the prompt")
+            return _Start(self.encode(prompt))
+        if decoder_prompt is not None:
+            decoder_prompt = self._token_ids(decoder_prompt, add_special_tokens=False)
+        token_ids = target.start(decoder_prompt)
+        if target.reads_features:
+            return _Start(token_ids, source_features=target.check_features(prompt))
+        return _Start(token_ids, self.encode(prompt))
+
+    def _stop_token_ids(self, params: SamplingParams) -> frozenset[int]:
+        """The caller's, and the model's own where they count."""
+        if params.stop_strings and self.tokenizer is None:
+            raise ConfigError("stop strings need a tokenizer; use stop_token_ids, or load with tokenizer=")
+        vocab_size = self.target.vocab_size
+        for token_id in params.stop_token_ids:
+            if token_id >= vocab_size:
+                raise ConfigError(
+                    f"stop_token_ids={list(params.stop_token_ids)} cannot work: {token_id} is outside the "
+                    f"vocabulary of {vocab_size} tokens, so no text would ever end there; leave it out"
+                )
+        special = special_stops(self.tokenizer, params.stop_strings) if params.stop_strings else frozenset()
+        own = frozenset() if params.ignore_eos else self.target.stop_token_ids
+        return own | special | frozenset(params.stop_token_ids)
+
+    def _job(
+        self,
+        start: _Start,
+        params: SamplingParams,
+        stop_token_ids: frozenset[int],
+        key: tuple[int, int],
+        *,
+        is_only: bool,
+    ) -> Job:
+        seed, sample = key
+        length = len(start.token_ids)
+        room = (self.target.max_length or length + params.max_new_tokens) - length
+        max_tokens = min(params.max_new_tokens, room)
+        stream = TextStream(self.detokeniser, params.stop_strings) if params.stop_strings else None
+        stop_rule = StopConditions(stop_token_ids, max_tokens, stream)
+        processors = self.target.logits_processors(
+            length,
+            length + max_tokens,
+            start.source_ids,
+            own_processors(params.logits_processors, is_only=is_only),
+        )
+        sequence = Sequence(
+            token_ids=list(start.token_ids),
+            prompt_length=length,
+            max_length=length + max_tokens,
+            sampler=Sampler(params, seed, sample, processors),
+            stop_rule=stop_rule,
+            source_ids=start.source_ids,
+            source_features=start.source_features,
+        )
+        return Job(sequence, seed, stream)
+
+    def output(self, job: Job) -> Output:
+        sequence = job.sequence
+        text = job.stream
+        if text is None or sequence.finish_reason is None:  # a stream may be ahead of an interrupted sequence
+            text = TextStream(self.detokeniser)
+            text.push(sequence.new_token_ids)
+        text.finish()
+        reason = sequence.finish_reason or "interrupted"
+        prompt_ids = sequence.token_ids[: sequence.prompt_length]
+        return Output(
+            text.text,
+            sequence.new_token_ids,
+            reason,
+            sequence.stats,
+            job.seed,
+            prompt_ids,
+            sequence.guarantee,
+        )
