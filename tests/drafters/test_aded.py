@@ -152,7 +152,7 @@ MASK = 2**64 - 1
 
 
 class Node:
-    """The paper's search once more, without arrays: the kernels' slow twin."""
+    """The paper's search once more, without arrays: the kernels' reference implementation."""
 
     def __init__(self, path: tuple[int, ...], value: float, path_value: float) -> None:
         self.path, self.value, self.path_value = path, value, path_value
@@ -214,7 +214,7 @@ def search(table: Table, before: int, token: int, seed: int) -> dict[tuple[int, 
     return {node.path[2:]: node.visits for node in nodes if node.visits}
 
 
-def test_visits_equal_those_of_the_slow_twin() -> None:
+def test_visits_equal_those_of_the_reference_search() -> None:
     drafter = random_table(seed=5)
     state = drafter.state()
     table: Table = {}

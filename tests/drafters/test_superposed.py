@@ -1,4 +1,4 @@
-"""Superposed drafts against a slow twin and by hand; as suggestions, and as trees that are verified."""
+"""Superposed drafts against a reference implementation and by hand; as suggestions, and as verified trees."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_tables_forget_what_they_saw_first() -> None:
         NgramTables(0)
 
 
-def slow_twin(
+def reference_drafts(
     target: CausalLM, prompt: list[int], tables: NgramTables | None, *, k: int, num_tokens: int
 ) -> list[tuple[tuple[int, ...], float]]:
     """No cache, no short cuts: every pass over all embeddings, every law over the whole vocabulary."""
@@ -143,7 +143,7 @@ def slow_twin(
 
 @pytest.mark.parametrize("name", [*EACH_MODE, "gpt2"])
 @pytest.mark.parametrize("with_tables", [False, True])
-def test_drafts_are_those_of_a_slow_twin(targets: Any, name: str, with_tables: bool) -> None:
+def test_drafts_are_those_of_the_reference_implementation(targets: Any, name: str, with_tables: bool) -> None:
     target = targets(name, finest_dtype(name))
     tables = NgramTables() if with_tables else None
     if tables:
@@ -153,7 +153,7 @@ def test_drafts_are_those_of_a_slow_twin(targets: Any, name: str, with_tables: b
         superposition = Superposition(text, PROMPT[:size], num_drafts=4, ngrams=tables)
         for _ in range(5):
             superposition.grow()
-        expected = slow_twin(target, PROMPT[:size], tables, k=4, num_tokens=5)
+        expected = reference_drafts(target, PROMPT[:size], tables, k=4, num_tokens=5)
         assert [draft.token_ids for draft in superposition.alive] == [tokens for tokens, _ in expected]
         found = [draft.score for draft in superposition.alive]
         assert found == pytest.approx([score for _, score in expected], rel=1e-6)

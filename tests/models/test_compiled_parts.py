@@ -19,7 +19,7 @@ from hasten.floats import exp
 from hasten.models.forwards.compiled import products
 from hasten.models.forwards.compiled.executor import VisibleSlots
 from hasten.models.forwards.compiled.linear import multiply, share
-from hasten.models.forwards.compiled.machine import meet, read, transpose_16, write
+from hasten.models.forwards.compiled.machine import barrier, read, transpose_16, write
 from hasten.models.forwards.compiled.products import LANES, MAX_ROWS, PANEL, ROW_COUNTS
 from hasten.models.forwards.compiled.rows import (
     ACTIVATIONS,
@@ -32,7 +32,7 @@ from hasten.models.forwards.compiled.rows import (
     packed_start,
     softmax_weights,
 )
-from hasten.models.forwards.compiled.thread_pool import Team, team
+from hasten.models.forwards.compiled.thread_pool import ThreadPool, thread_pool
 from hasten.models.forwards.compiled.tiles import TiledEmbedding, TiledLinear, Tiles
 from hasten.models.sessions.slot_cache import SlotCache
 
@@ -314,23 +314,23 @@ def test_layers_over_shared_tiles_compute_what_plain_ones_do(dtype, num_threads)
 
 
 @numba.njit(nogil=True)
-def _count(thread, num_threads, meeting, meetings, seen, sums):
-    """Each thread leaves its number; after a meeting all have to be there."""
+def _count(thread, num_threads, phase, arrivals, seen, sums):
+    """Each thread leaves its number; after a barrier all have to be there."""
     for turn in range(len(sums[0])):
         seen[turn, thread] = thread + 1
-        meeting = meet(meetings, num_threads, meeting)
+        phase = barrier(arrivals, num_threads, phase)
         sums[thread, turn] = seen[turn].sum()
-    meet(meetings, num_threads, meeting)
+    barrier(arrivals, num_threads, phase)
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
 def test_threads_meet_and_nobody_is_left_behind(num_threads):
-    """Runs follow each other at once: the last to leave a run must not miss the first meeting of the next."""
-    workers, meetings = Team(num_threads), np.zeros(1, np.int64)
+    """Runs follow each other at once: the last to leave a run must not miss the first barrier of the next."""
+    workers, arrivals = ThreadPool(num_threads), np.zeros(1, np.int64)
     for _ in range(2000 if num_threads < 3 else 60):
         seen, sums = np.zeros((2, num_threads), np.int64), np.zeros((num_threads, 2), np.int64)
-        meeting = int(meetings[0]) // num_threads + 1
-        workers.run(_count, meeting, meetings, seen, sums)
+        phase = int(arrivals[0]) // num_threads + 1
+        workers.run(_count, phase, arrivals, seen, sums)
         assert (sums == num_threads * (num_threads + 1) // 2).all()
 
 
@@ -348,7 +348,7 @@ class SlowQueue:
 
 def test_a_team_serves_two_callers():
     """A draft model reads ahead while the target runs: neither may hold threads that the other waits for."""
-    workers, results = Team(3), []
+    workers, results = ThreadPool(3), []
     workers._tasks = [SlowQueue(tasks) for tasks in workers._tasks]
 
     def work():
@@ -367,11 +367,11 @@ def test_a_team_serves_two_callers():
 
 
 def test_there_is_one_team_for_as_many_threads(monkeypatch):
-    assert team(1) is team(1)
-    assert team(1).num_threads == 1
-    first = team(1)
+    assert thread_pool(1) is thread_pool(1)
+    assert thread_pool(1).num_threads == 1
+    first = thread_pool(1)
     monkeypatch.setattr(os, "getpid", lambda: -1)  # after a fork no thread is left
-    assert team(1) is not first
+    assert thread_pool(1) is not first
 
 
 def test_rotary_angles_are_read_as_far_as_texts_go():

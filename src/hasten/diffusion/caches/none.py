@@ -1,4 +1,4 @@
-"""Every forward pass computes every row: the slow twin of all caches."""
+"""Every forward pass computes every row: the reference implementation of all caches."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class TreeSession:
     Args:
         forward: the model.
         max_holes: hidden slots a row may have before they are compacted.
-        prefill: "packed" lays short prompts end to end and caches equal ones once; "padded", its slow twin,
+        prefill: "packed" lays short prompts end to end and caches equal ones once; "padded", its reference,
             pads all of them to the longest.
     """
 

@@ -81,7 +81,7 @@ class Call(NamedTuple):
     """[layers, 3]: addresses of keys and values, [sequences, kv heads, capacity, channels]; the capacity"""
     angles: Floats
     """[kinds, positions, rotary channels]: cosines, then sines"""
-    meeting: int
+    phase: int
     """number of the first one; they are counted on from pass to pass, as a thread may leave the last late"""
 
 
@@ -102,4 +102,4 @@ class Scratch(NamedTuple):
     own_values: Floats
     own_padding: Floats
     ones: Floats
-    meetings: Ints
+    arrivals: Ints

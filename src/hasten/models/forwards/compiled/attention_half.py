@@ -26,38 +26,38 @@ from hasten.models.forwards.compiled.layer_parts import (
     packed_offset,
 )
 from hasten.models.forwards.compiled.linear import share
-from hasten.models.forwards.compiled.machine import as_pointer, meet, stay_apart, write
+from hasten.models.forwards.compiled.machine import as_pointer, barrier, stay_apart, write
 from hasten.models.forwards.compiled.products import LANES, MAX_ROWS
 from hasten.models.forwards.compiled.rows import block_rows, norm, pack, packed_start, rotate, softmax_weights
 
 
 @inline
-def attention(thread, num_threads, meeting, layer, model, call, scratch):
+def attention(thread, num_threads, phase, layer, model, call, scratch):
     count, size = len(call.token_ids), model.hidden_size
     norms, matrices = model.norms[layer], model.matrices[layer]
-    meeting = meet(scratch.meetings, num_threads, meeting)
+    phase = barrier(scratch.arrivals, num_threads, phase)
     first, last = share(count, 1, thread, num_threads)
     for row in range(first, last):
         pack_norm(thread, model, norms[BEFORE_ATTENTION], scratch, row, scratch.x, row, count, size)
         if model.is_parallel:
             pack_norm(thread, model, norms[BEFORE_MLP], scratch, row, scratch.x_mlp, row, count, size)
-    meeting = meet(scratch.meetings, num_threads, meeting)
+    phase = barrier(scratch.arrivals, num_threads, phase)
     multiply_share(thread, num_threads, matrices[QKV], 1, model, scratch.x, count, size, scratch.wide)
-    meeting = meet(scratch.meetings, num_threads, meeting)
+    phase = barrier(scratch.arrivals, num_threads, phase)
     if model.is_norm_of_all_heads:
         first, last = share(count, 1, thread, num_threads)
         for row in range(first, last):
             _norm_heads(layer, row, model, scratch)
-        meeting = meet(scratch.meetings, num_threads, meeting)
+        phase = barrier(scratch.arrivals, num_threads, phase)
     _place_heads(thread, num_threads, layer, model, call, scratch)
-    meeting = meet(scratch.meetings, num_threads, meeting)
+    phase = barrier(scratch.arrivals, num_threads, phase)
     _attend(thread, num_threads, layer, model, call, scratch)
-    meeting = meet(scratch.meetings, num_threads, meeting)
+    phase = barrier(scratch.arrivals, num_threads, phase)
     inner = model.num_heads * model.head_size
     matrix = matrices[OUT]
     first, last = multiply_share(thread, num_threads, matrix, 1, model, scratch.x, count, inner, scratch.wide)
     after = norms[AFTER_ATTENTION]
-    return add_half(thread, num_threads, meeting, matrix, after, first, last, model, call, scratch)
+    return add_half(thread, num_threads, phase, matrix, after, first, last, model, call, scratch)
 
 
 @numba.njit(nogil=True, error_model="numpy")

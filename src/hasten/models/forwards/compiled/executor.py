@@ -21,7 +21,7 @@ from hasten.models.forwards.compiled.blueprint import Blueprint, Matrix, Unsuppo
 from hasten.models.forwards.compiled.mapped_files import MappedFiles
 from hasten.models.forwards.compiled.memory import new_scratch
 from hasten.models.forwards.compiled.products import LANES
-from hasten.models.forwards.compiled.thread_pool import team
+from hasten.models.forwards.compiled.thread_pool import thread_pool
 from hasten.models.forwards.compiled.tiles import DTYPES, TiledEmbedding, TiledLinear, Tiles, num_tiles
 from hasten.models.forwards.forward import Asked, Forward, Kept, columns_kept
 from hasten.models.sessions.attention import AttentionKinds, Visible
@@ -318,7 +318,7 @@ class CompiledModel:
             is_only_head=False,
             caches=addresses,
             angles=self._angles,
-            meeting=0,
+            phase=0,
         )
         self._scratch_for(len(rows), len(wanted), num_slots, keeps_logits)
         return call, rows
@@ -329,9 +329,9 @@ class CompiledModel:
         return found
 
     def _run(self, call: Call, search: Search) -> Found:
-        workers, scratch = team(self._tiles.num_threads), self._scratch
+        workers, scratch = thread_pool(self._tiles.num_threads), self._scratch
         found = nothing_found(search, workers.num_threads)
-        call = call._replace(meeting=int(scratch.meetings[0]) // workers.num_threads + 1)
+        call = call._replace(phase=int(scratch.arrivals[0]) // workers.num_threads + 1)
         workers.run(step.run, self._model, call, scratch, search, found)
         return found
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from hasten.models.forwards.compiled.arguments import NONE
 from hasten.models.forwards.compiled.linear import multiply, share
-from hasten.models.forwards.compiled.machine import meet, stay_apart
+from hasten.models.forwards.compiled.machine import barrier, stay_apart
 from hasten.models.forwards.compiled.products import LANES, PANEL
 from hasten.models.forwards.compiled.rows import norm, pack, packed_start
 
@@ -55,7 +55,7 @@ def multiply_share(thread, num_threads, matrix, together, model, x, count, size,
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def add_half(thread, num_threads, meeting, matrix, after, first, last, model, call, scratch):
+def add_half(thread, num_threads, phase, matrix, after, first, last, model, call, scratch):
     """Add what a half of a layer computed to the residual stream."""
     stay_apart()
     size, scale = model.hidden_size, np.float32(model.residual_scale)
@@ -67,8 +67,8 @@ def add_half(thread, num_threads, meeting, matrix, after, first, last, model, ca
             values = scratch.wide[row * width + first : row * width + last]
             for place in range(len(stream)):
                 stream[place] += scale * values[place]
-        return meeting
-    meeting = meet(scratch.meetings, num_threads, meeting)
+        return phase
+    phase = barrier(scratch.arrivals, num_threads, phase)
     first, last = share(len(call.token_ids), 1, thread, num_threads)
     own, eps = scratch.own_row[thread], np.float32(model.eps)
     for row in range(first, last):
@@ -76,7 +76,7 @@ def add_half(thread, num_threads, meeting, matrix, after, first, last, model, ca
         stream = scratch.residual[row * size : (row + 1) * size]
         for place in range(size):
             stream[place] += scale * own[place]
-    return meeting
+    return phase
 
 
 @numba.njit(nogil=True, error_model="numpy")

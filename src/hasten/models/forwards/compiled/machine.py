@@ -164,21 +164,21 @@ _PATIENCE = 4096
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def meet(counter, num_threads, meeting):
-    """Wait until all threads have come to the meeting of this number; returns the next number.
+def barrier(counter, num_threads, phase):
+    """A barrier: wait until all threads have come to this phase; returns the next one.
 
-    ``counter`` starts at 0, meetings at 1, and neither ever goes back.
+    ``counter`` (arrivals) starts at 0, phases at 1, and neither ever goes back.
 
-    Spinning at first: meetings are a few microseconds apart, and a thread that sleeps would wake too late.
+    Spinning at first: barriers are a few microseconds apart, and a thread that sleeps would wake too late.
     """
     if num_threads > 1:
         _arrive(counter)
         looks = 0
-        while _arrived(counter) < meeting * num_threads:
+        while _arrived(counter) < phase * num_threads:
             looks += 1
             if looks % _PATIENCE == 0:
                 _let_others_run()
-    return meeting + 1
+    return phase + 1
 
 
 _VECTOR = ir.VectorType(ir.IntType(32), 16)

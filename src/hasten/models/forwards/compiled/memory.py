@@ -33,5 +33,5 @@ def new_scratch(model: Model, threads: int, rows: int, wanted: int, slots: int) 
         own_values=np.empty((threads, MAX_ROWS * (padded + LANES)), np.float32),
         own_padding=np.empty((threads, padding), np.float32),
         ones=np.ones(LANES, np.float32),
-        meetings=np.zeros(1, np.int64),
+        arrivals=np.zeros(1, np.int64),
     )

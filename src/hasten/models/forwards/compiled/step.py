@@ -1,8 +1,8 @@
 """One pass of a decoder, written for threads that walk through it side by side.
 
-Every thread runs ``run`` with its own number. In each phase it computes its share of the rows, columns or
-heads; where the next phase reads what others wrote, all threads meet. The residual stream, norms and sums are
-float32; what is multiplied is rounded to the dtype of the weights.
+Every thread runs ``run`` with its own number. In each part it computes its share of the rows, columns or
+heads; where a part reads what others wrote, all threads wait at a barrier. The residual stream, norms and
+sums are float32; what is multiplied is rounded to the dtype of the weights.
 """
 
 # ruff: noqa: PLR0917
@@ -22,7 +22,7 @@ from hasten.models.forwards.compiled.layer_parts import (
     packed_offset,
 )
 from hasten.models.forwards.compiled.linear import multiply, share
-from hasten.models.forwards.compiled.machine import meet, read, sources_digest, stay_apart
+from hasten.models.forwards.compiled.machine import barrier, read, sources_digest, stay_apart
 from hasten.models.forwards.compiled.products import LANES
 from hasten.models.forwards.compiled.rows import activate, pack, packed_start, tanh
 
@@ -43,29 +43,29 @@ def _stored(sources):
 
 @inline
 def _run(thread, num_threads, model, call, scratch, search, found):
-    """The last meeting tells the first thread that all others are done."""
-    meeting, count = call.meeting, len(call.token_ids)
+    """The last barrier tells the first thread that all others are done."""
+    phase, count = call.phase, len(call.token_ids)
     if not call.is_only_head:
         first, last = share(count, 1, thread, num_threads)
         for row in range(first, last):
             _embed(model, call.token_ids[row], scratch.residual, row)
         for layer in range(len(model.layers)):
-            meeting = attention(thread, num_threads, meeting, layer, model, call, scratch)
-            meeting = _mlp(thread, num_threads, meeting, layer, model, call, scratch)
+            phase = attention(thread, num_threads, phase, layer, model, call, scratch)
+            phase = _mlp(thread, num_threads, phase, layer, model, call, scratch)
     size, num_wanted = model.hidden_size, len(call.wanted)
-    meeting = meet(scratch.meetings, num_threads, meeting)
+    phase = barrier(scratch.arrivals, num_threads, phase)
     first, last = share(num_wanted, 1, thread, num_threads)
     for index in range(first, last):
         row = call.wanted[index]
         pack_norm(thread, model, model.last_norm, scratch, row, scratch.x, index, num_wanted, size)
-    meeting = meet(scratch.meetings, num_threads, meeting)
+    phase = barrier(scratch.arrivals, num_threads, phase)
     if num_wanted:
         _head(thread, num_threads, model, call, scratch, search, found)
-    meeting = meet(scratch.meetings, num_threads, meeting)
+    phase = barrier(scratch.arrivals, num_threads, phase)
     first, last = share(len(search.noises), 1, thread, num_threads)
     for row in range(first, last):
         merge(row, search, found)
-    meet(scratch.meetings, num_threads, meeting)
+    barrier(scratch.arrivals, num_threads, phase)
 
 
 @numba.njit(nogil=True, error_model="numpy")
@@ -120,15 +120,15 @@ def _finish_logits(model, tile, values):
 
 
 @inline
-def _mlp(thread, num_threads, meeting, layer, model, call, scratch):
+def _mlp(thread, num_threads, phase, layer, model, call, scratch):
     count, size, inner = len(call.token_ids), model.hidden_size, model.inner_size
     norms, matrices = model.norms[layer], model.matrices[layer]
     if not model.is_parallel:
-        meeting = meet(scratch.meetings, num_threads, meeting)
+        phase = barrier(scratch.arrivals, num_threads, phase)
         first, last = share(count, 1, thread, num_threads)
         for row in range(first, last):
             pack_norm(thread, model, norms[BEFORE_MLP], scratch, row, scratch.x_mlp, row, count, size)
-    meeting = meet(scratch.meetings, num_threads, meeting)
+    phase = barrier(scratch.arrivals, num_threads, phase)
     first, last = multiply_share(
         thread,
         num_threads,
@@ -141,13 +141,13 @@ def _mlp(thread, num_threads, meeting, layer, model, call, scratch):
         scratch.wide,
     )
     _activate(first, last, matrices[UP], count, model, scratch)
-    meeting = meet(scratch.meetings, num_threads, meeting)
+    phase = barrier(scratch.arrivals, num_threads, phase)
     matrix = matrices[DOWN]
     first, last = multiply_share(
         thread, num_threads, matrix, 1, model, scratch.x_inner, count, inner, scratch.wide
     )
     after = norms[AFTER_MLP]
-    return add_half(thread, num_threads, meeting, matrix, after, first, last, model, call, scratch)
+    return add_half(thread, num_threads, phase, matrix, after, first, last, model, call, scratch)
 
 
 @numba.njit(nogil=True, error_model="numpy")

@@ -14,10 +14,10 @@ from typing import Any
 Task = Callable[[], Any]
 
 
-class Team:
+class ThreadPool:
     """``run(function, *arguments)`` calls function(thread, num_threads, *arguments) in every thread at once.
 
-    The functions wait for each other by themselves (machine.meet): all threads have to come.
+    The functions wait for each other by themselves (machine.barrier): all threads have to come.
     """
 
     def __init__(self, num_threads: int) -> None:
@@ -39,15 +39,15 @@ class Team:
             deque(map(call, [*calls, parts[0]]), maxlen=0)  # type: ignore[arg-type]
 
 
-def team(num_threads: int) -> Team:
+def thread_pool(num_threads: int) -> ThreadPool:
     """One for all models that use as many threads."""
-    return _team(num_threads, os.getpid())
+    return _thread_pool(num_threads, os.getpid())
 
 
 @cache
-def _team(num_threads: int, process: int) -> Team:
+def _thread_pool(num_threads: int, process: int) -> ThreadPool:
     """Threads do not survive a fork, so each process has its own."""
-    return Team(num_threads)
+    return ThreadPool(num_threads)
 
 
 def _work(tasks: queue.SimpleQueue[Task]) -> None:

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hasten.models.forwards.compiled.linear import multiply, share
-from hasten.models.forwards.compiled.machine import meet, sources_digest
+from hasten.models.forwards.compiled.machine import barrier, sources_digest
 from hasten.models.forwards.compiled.products import LANES, MAX_ROWS, PANEL, packed_kind
 from hasten.models.forwards.compiled.rows import pack, packed_start
-from hasten.models.forwards.compiled.thread_pool import team
+from hasten.models.forwards.compiled.thread_pool import thread_pool
 from hasten.models.forwards.packed import PackedLinear
 from hasten.models.forwards.stand_in import StandIn
 
@@ -104,9 +104,9 @@ class TiledLinear(PackedLinear):
         tile = LANES * self.in_features
         places = (at + turn * tile, step * tile, num_tiles(self.out_features))
         values = rows.float().contiguous().numpy().reshape(-1)
-        meetings = np.zeros(1, np.int64)
-        team(self._tiles.num_threads).run(
-            _apply, values, count, self.in_features, x, self._tiles.values, *places, out, meetings
+        arrivals = np.zeros(1, np.int64)
+        thread_pool(self._tiles.num_threads).run(
+            _apply, values, count, self.in_features, x, self._tiles.values, *places, out, arrivals
         )
         result = torch.from_numpy(out[:count, : self.out_features]).to(states.dtype)
         if self._order is not None:
@@ -144,25 +144,25 @@ def scaled(rows: torch.Tensor, embedding: Any) -> torch.Tensor:
 
 
 @numba.njit(nogil=True, error_model="numpy", inline="always")
-def _multiply(thread, num_threads, values, count, size, x, w, w_at, w_tile, num_tiles, out, meetings):
+def _multiply(thread, num_threads, values, count, size, x, w, w_at, w_tile, num_tiles, out, arrivals):
     """Rows of float32 values times the tiles."""
     first, last = share(count, 1, thread, num_threads)
     for row in range(first, last):
         start, distance = packed_start(x, row, count, size)
         pack(values, row * size, size, x, start, distance)
-    meeting = meet(meetings, num_threads, 1)
+    phase = barrier(arrivals, num_threads, 1)
     first, last = share(num_tiles, PANEL, thread, num_threads)
     multiply(x, count, size, w, w_at, w_tile, first, last, out.reshape(-1), out.shape[1])
-    meet(meetings, num_threads, meeting)
+    barrier(arrivals, num_threads, phase)
 
 
 def _stored(sources):
     """See step.py."""
 
     @numba.njit(nogil=True, error_model="numpy", cache=True)
-    def apply(thread, num_threads, values, count, size, x, w, w_at, w_tile, num_tiles, out, meetings):
+    def apply(thread, num_threads, values, count, size, x, w, w_at, w_tile, num_tiles, out, arrivals):
         if sources >= 0:
-            _multiply(thread, num_threads, values, count, size, x, w, w_at, w_tile, num_tiles, out, meetings)
+            _multiply(thread, num_threads, values, count, size, x, w, w_at, w_tile, num_tiles, out, arrivals)
 
     return apply
 
