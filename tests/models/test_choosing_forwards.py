@@ -22,7 +22,8 @@ from conftest import ARCHITECTURES, build_model
 from hasten.core import SamplingParams
 from hasten.errors import ConfigError
 from hasten.models.causal_lm import CausalLM
-from hasten.models.forwards.choose import choose as forwards, prepare
+from hasten.models.forwards import choose as forwards
+from hasten.models.forwards.choose import prepare
 from hasten.models.forwards.compiled.blueprint import read_blueprint
 from hasten.models.forwards.compiled.tiles import TiledLinear
 from hasten.models.forwards.forward import Forward

@@ -345,7 +345,7 @@ def test_every_published_type_that_is_read_is_told_by_its_name():
 @pytest.fixture
 def no_hub(monkeypatch) -> None:
     """A hub that has nothing; nobody is asked."""
-    monkeypatch.setattr("hasten.diffusion.denoisers.loading.cached_file", lambda *arguments, **options: None)
+    monkeypatch.setattr("hasten.models.checkpoints.cached_file", lambda *arguments, **options: None)
 
 
 @pytest.mark.parametrize("name", ["demo", "no/such/folder", "/no/such", "owner/not-a-model-there"])
@@ -370,7 +370,7 @@ def test_hub_repositories_are_read_like_folders(tmp_path, monkeypatch):
 
     monkeypatch.setattr("hasten.diffusion.denoisers.loading.snapshot_download", fetch)
     monkeypatch.setattr(
-        "hasten.diffusion.denoisers.loading.cached_file",
+        "hasten.models.checkpoints.cached_file",
         lambda name, file, **options: str(folder / file) if (folder / file).is_file() else None,
     )
     assert is_denoiser("someone/mdlm")

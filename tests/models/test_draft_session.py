@@ -219,7 +219,7 @@ def test_another_number_of_texts_starts_anew(targets, slow):
 
 
 def test_a_text_is_cached_in_pieces(targets, monkeypatch):
-    for module in ("tree_session", "draft_session"):
+    for module in ("sessions.tree_session", "draft.draft_session"):
         monkeypatch.setattr(f"hasten.models.{module}.PREFILL_CHUNK", 4)
     state = watched(targets, "gemma3")
     state.read(TEXTS)

@@ -21,7 +21,8 @@ from hasten.core import Acceptance, SamplingParams
 from hasten.errors import ConfigError
 from hasten.models.causal_lm import CausalLM
 from hasten.models.draft.draft_lm import load_draft
-from hasten.models.forwards.choose import choose as forwards, graphs, prepare
+from hasten.models.forwards import choose as forwards, graphs
+from hasten.models.forwards.choose import prepare
 from hasten.models.forwards.forward import Forward
 from hasten.models.forwards.graphs import MIN_SLOTS, TOKENS, CudaRecorder, GraphedForward
 from hasten.models.probe import probe

@@ -12,7 +12,8 @@ from conftest import VOCAB, build_model
 from hasten.core import SamplingParams
 from hasten.errors import ConfigError
 from hasten.models.causal_lm import CausalLM
-from hasten.models.forwards.choose import choose as forwards, packed, prepare
+from hasten.models.forwards import choose as forwards, packed
+from hasten.models.forwards.choose import prepare
 from hasten.models.forwards.packed import OneDnnLinear, PackedLinear, can_pack, pack_linears, packed_ratio
 from hasten.models.forwards.stand_in import restore
 from hasten.text.engine import LanguageModel
