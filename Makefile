@@ -8,7 +8,7 @@ DATA ?= ../shared/data/prompts
 REAL ?= out/real
 MODELS ?=
 
-.PHONY: demo demo-real real test test-fast test-all check bench clean
+.PHONY: demo demo-real real test test-fast test-all check imports bench clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hasten needs Python 3.11 or newer; try make PYTHON=python3.11")'
@@ -50,6 +50,10 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@wc -l $$(git ls-files 'src/*.py') | sort -n | tail -12
+
+# Modules, folders, the arrows between them, and what imports itself in a circle.
+imports: $(READY)
+	$(BIN)/python tests/import_graph.py
 
 bench: $(READY)
 	HASTEN=$(BIN)/hasten bench/run.sh $(DATA) out/bench
