@@ -14,7 +14,7 @@ from hasten.diffusion.canvas import Canvas, DenoiserSpec, Prediction, Query
 from hasten.diffusion.drawing import Draw
 from hasten.diffusion.loop import Writing, denoise
 from hasten.diffusion.parse import parse_strategy
-from hasten.verify.laws import draw
+from hasten.laws import draw
 from verify.forks import Forks
 
 SAMPLED = SamplingParams(temperature=1.0)

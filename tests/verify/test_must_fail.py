@@ -9,8 +9,8 @@ import pytest
 from forks import Forks, distance, sequence_of
 from sampled_trees import Laws, completed, grown, one_hot, one_round, patch_draw, rule_of
 
+from hasten import laws
 from hasten.tree import DraftTree
-from hasten.verify import laws
 
 WEIGHING = ["residual", "k-sequential", "block", "traversal"]
 

@@ -11,11 +11,11 @@ import torch
 from conftest import build_model
 from hasten.core import Acceptance, SamplingParams
 from hasten.errors import ConfigError
+from hasten.laws import draw
 from hasten.models.causal_lm import CausalLM
 from hasten.text.engine import LanguageModel
 from hasten.tree import DraftTree
 from hasten.verify import VERIFIERS, Verifier, find_verifier, follow, residual
-from hasten.verify.laws import draw
 
 TINY = 5
 LENGTH = 2

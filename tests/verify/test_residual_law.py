@@ -14,9 +14,9 @@ from hypothesis import given, settings, strategies as st
 from adversaries import trees
 from hasten.drafters.base import Observation
 from hasten.drafters.itself.jacobi import Jacobi
+from hasten.laws import draw
 from hasten.tree import DraftTree
 from hasten.verify import residual
-from hasten.verify.laws import draw
 
 MODULE = importlib.import_module("hasten.verify.residual")
 

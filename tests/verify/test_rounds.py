@@ -12,10 +12,10 @@ from sampled_trees import EXACT, Laws, grown, rule_of
 
 from hasten.core import SamplingParams
 from hasten.detokenising import Detokeniser
+from hasten.laws import draw
 from hasten.sampling import Sampler
 from hasten.stopping import StopConditions, TextStream
 from hasten.tree import DraftTree
-from hasten.verify.laws import draw
 
 LENGTH = 3
 RUNS = 1200

@@ -15,12 +15,12 @@ from conftest import build_model
 from hasten.core import SamplingParams
 from hasten.drafters.plain import NoDrafter
 from hasten.errors import ConfigError
+from hasten.laws import draw
 from hasten.models.causal_lm import CausalLM
 from hasten.sampling import Sampler
 from hasten.text.engine import LanguageModel
 from hasten.tree import DraftTree
 from hasten.verify import SYSTEMS, VERIFIERS, follow, typical
-from hasten.verify.laws import draw
 
 TINY = 5
 LENGTH = 2

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hasten.verify.laws import Law, draw
+from hasten.laws import Law, draw
 
 
 def weighed(token_id: int, drafted: Law, law: Law, generator: np.random.Generator) -> int:

@@ -11,8 +11,8 @@ from functools import cached_property
 import numpy as np
 
 from hasten.core import Acceptance, LawSampler, LogitRows, Sequence
+from hasten.laws import STREAM, Law, law_sampler
 from hasten.tree import ROOT, DraftTree
-from hasten.verify.laws import STREAM, Law, law_sampler
 from hasten.verify.walk import walk
 
 

@@ -13,9 +13,9 @@ that was chosen counts as drawn from the law that has all its mass on it.
 from __future__ import annotations
 
 from hasten.core import Acceptance, LogitRows, Sequence, System
+from hasten.laws import Law, acceptance_of, draft_law, draw, left_over
 from hasten.tree import DraftTree
 from hasten.verify.ahead import Place, Round
-from hasten.verify.laws import Law, acceptance_of, draft_law, draw, left_over
 
 SYSTEM = System(
     name="block-verification",

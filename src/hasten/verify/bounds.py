@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.errors import ConfigError
+from hasten.laws import Law, draw
 from hasten.verify.k_sequential import accepted_by, best_rho
-from hasten.verify.laws import Law, draw
 
 MAX_ORDERS = 1_000_000
 MAX_SUBSETS = 1 << 12

@@ -15,8 +15,8 @@ from __future__ import annotations
 import numpy as np
 
 from hasten.core import Acceptance, LogitRows, Sequence, System
+from hasten.laws import STREAM, Law, acceptance_of, draft_law, draw, law_sampler
 from hasten.tree import DraftTree
-from hasten.verify.laws import STREAM, Law, acceptance_of, draft_law, draw, law_sampler
 from hasten.verify.residual import try_children
 from hasten.verify.walk import walk
 

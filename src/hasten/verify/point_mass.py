@@ -12,8 +12,8 @@ numbers used here.
 from __future__ import annotations
 
 from hasten.core import Acceptance, LogitRows, Sequence
+from hasten.laws import STREAM, law_sampler
 from hasten.tree import DraftTree
-from hasten.verify.laws import STREAM, law_sampler
 from hasten.verify.residual import try_children
 from hasten.verify.walk import walk
 

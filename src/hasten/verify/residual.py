@@ -16,8 +16,8 @@ from __future__ import annotations
 import numpy as np
 
 from hasten.core import Acceptance, LogitRows, Sequence, System
+from hasten.laws import STREAM, Law, draft_law, draw, law_sampler
 from hasten.tree import DraftTree
-from hasten.verify.laws import STREAM, Law, draft_law, draw, law_sampler
 from hasten.verify.walk import walk
 
 SYSTEM = System(

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hasten.core import Acceptance, LogitRows, Sequence, System
+from hasten.laws import Law, acceptance_of, draft_law, draw, left_over
 from hasten.tree import DraftTree
 from hasten.verify.ahead import Place, Round
-from hasten.verify.laws import Law, acceptance_of, draft_law, draw, left_over
 
 SYSTEM = System(
     name="traversal-verification",

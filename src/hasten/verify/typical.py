@@ -18,9 +18,9 @@ import numpy as np
 
 from hasten.core import Acceptance, LogitRows, Sequence, System
 from hasten.errors import ConfigError
+from hasten.laws import Law, draw
 from hasten.tree import DraftTree
 from hasten.verify.ahead import Place, Round
-from hasten.verify.laws import Law, draw
 
 SYSTEM = System(
     name="typical-acceptance",

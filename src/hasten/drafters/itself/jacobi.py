@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from hasten.core import SAMPLED, LawSampler, Sequence, System, TopCandidates
 from hasten.drafters.base import Forgetful, Observation
 from hasten.errors import ConfigError
+from hasten.laws import draw, normalised
 from hasten.tree import ROOT, DraftTree
-from hasten.verify.laws import draw, normalised
 
 if TYPE_CHECKING:
     import torch

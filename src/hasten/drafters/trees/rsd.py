@@ -22,8 +22,8 @@ import torch
 from hasten.core import Acceptance, System
 from hasten.drafters.trees.growing import Growing
 from hasten.drafters.trees.widths import Widths, checked_count, checked_widths, grow_by_widths
+from hasten.laws import Law
 from hasten.tree import ROOT, DraftTree
-from hasten.verify.laws import Law
 
 _TITLE = "Recursive Speculative Decoding: Accelerating LLM Inference via Sampling Without Replacement"
 

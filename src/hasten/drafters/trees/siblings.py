@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hasten.core import SAMPLED, LawSampler, Proposals, Sequence
 from hasten.errors import ConfigError
-from hasten.verify.laws import Law, draw
+from hasten.laws import Law, draw
 
 _FIRST_RANKS = 16
 
