@@ -17,9 +17,10 @@ from hypothesis import settings
 
 from hasten.core import SamplingParams, prompt_seeds
 from hasten.drafters.corpus.corpus_index import write_index
-from hasten.drafters.trees.acceptance_head import HEAD_FILE, AcceptanceHead, draft_fingerprint, save_head
+from hasten.drafters.trees.acceptance_head import HEAD_FILE, AcceptanceHead, save_head
 from hasten.models.causal_lm import CausalLM
 from hasten.models.draft.draft_lm import DraftLM, load_draft
+from hasten.models.fingerprint import model_fingerprint
 from hasten.models.llamacpp.export import export_gguf
 from hasten.models.loading import load_pretrained
 from hasten.text.engine import LanguageModel
@@ -248,7 +249,7 @@ def with_head(draft: DraftLM, folder: Path) -> DraftLM:
     """The draft, as if it had been loaded from a folder with an acceptance head that knows nothing."""
     model = draft.model.forward.model
     head = AcceptanceHead(model.get_input_embeddings().weight.shape[1])
-    save_head(folder / HEAD_FILE, head, draft_fingerprint(model))
+    save_head(folder / HEAD_FILE, head, model_fingerprint(model))
     draft.folder = folder
     return draft
 

@@ -35,9 +35,10 @@ def train_acceptance(
 
     from hasten.cli.options import quiet_loading
     from hasten.drafters.corpus.corpus_texts import find_files, tokenised
-    from hasten.drafters.trees.acceptance_head import HEAD_FILE, draft_fingerprint, save_head
+    from hasten.drafters.trees.acceptance_head import HEAD_FILE, save_head
     from hasten.models.causal_lm import CausalLM
     from hasten.models.draft.draft_lm import load_draft
+    from hasten.models.fingerprint import model_fingerprint
     from hasten.models.loading import load_pretrained
     from hasten.training.acceptance import AcceptanceTraining, train_acceptance_head
 
@@ -57,7 +58,7 @@ def train_acceptance(
             bar.update(task, completed=done, total=total, description=name)
 
         head, metrics = train_acceptance_head(small, loaded, token_ids, options, show)
-    save_head(output, head, draft_fingerprint(small.model.forward.model))
+    save_head(output, head, model_fingerprint(small.model.forward.model))
     typer.echo(
         f"{output}: {metrics['acceptance']:.1%} of the guesses are accepted, held-out loss "
         f"{metrics['held_out_loss']:.4f} ({metrics['untrained_loss']:.4f} without looking at them)"

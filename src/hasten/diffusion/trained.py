@@ -10,8 +10,8 @@ from hasten.diffusion.canvas import Denoiser
 from hasten.diffusion.confidence_filter import FILTER_FILE, ConfidenceFilter, load_filter
 from hasten.diffusion.denoisers.joint_sampler import JointSampler
 from hasten.diffusion.sampler_file import load_sampler
-from hasten.drafters.trees.acceptance_head import draft_fingerprint
 from hasten.errors import ModelError
+from hasten.models.fingerprint import model_fingerprint
 from hasten.models.loading import resolve_source
 
 
@@ -22,7 +22,7 @@ def denoiser_fingerprint(denoiser: Denoiser) -> str:
         raise ModelError(
             f"filters and samplers are trained for transformers models; {type(denoiser).__name__} runs none"
         )
-    return draft_fingerprint(model)
+    return model_fingerprint(model)
 
 
 def find_filter(

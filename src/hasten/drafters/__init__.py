@@ -46,7 +46,7 @@ from hasten.drafters.trees import (
     RsdConstant,
     SpecTr,
 )
-from hasten.drafters.trees.acceptance_head import HEAD_FILE, draft_fingerprint, load_head
+from hasten.drafters.trees.acceptance_head import HEAD_FILE, load_head
 from hasten.drafters.trees.adaptive import Adaptive
 from hasten.drafters.trees.chain import Chain
 from hasten.drafters.trees.eagle import Eagle
@@ -54,6 +54,7 @@ from hasten.drafters.trees.growing import TreeShape
 from hasten.drafters.trees.sequoia import Sequoia
 from hasten.drafters.trees.specdec import SpecDec
 from hasten.errors import ConfigError
+from hasten.models.fingerprint import model_fingerprint
 
 if TYPE_CHECKING:
     from hasten.models.causal_lm import CausalLM
@@ -115,7 +116,7 @@ def _specdec(given: Resources) -> Drafter:
             f"draft-specdec needs an acceptance head beside the draft model {draft.name!r}: make one with "
             f"`hasten train acceptance` and save it as {HEAD_FILE} in the draft's folder"
         )
-    head = load_head(path, draft_fingerprint(draft.model.forward.model))
+    head = load_head(path, model_fingerprint(draft.model.forward.model))
     return _drafts("draft-specdec", lambda: SpecDec(head.chance))(given)
 
 

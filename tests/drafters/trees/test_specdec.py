@@ -11,9 +11,10 @@ from laws import law_is_kept
 from oracles import MODES, Pair, grow, sequence_of
 
 from conftest import build_model
-from hasten.drafters.trees.acceptance_head import AcceptanceHead, draft_fingerprint, load_head, save_head
+from hasten.drafters.trees.acceptance_head import AcceptanceHead, load_head, save_head
 from hasten.drafters.trees.specdec import SpecDec
 from hasten.errors import ConfigError, IncompatibleModels, StoreError
+from hasten.models.fingerprint import model_fingerprint
 
 
 def chances(*rest):
@@ -136,9 +137,9 @@ def test_an_untrained_head_knows_nothing_and_blocks_are_not_tied():
 
 def test_a_head_is_saved_for_one_draft(tmp_path):
     model, other = build_model(), build_model(seed=1)
-    mark = draft_fingerprint(model)
-    assert mark == draft_fingerprint(build_model(dtype=torch.bfloat16))
-    assert mark != draft_fingerprint(other)
+    mark = model_fingerprint(model)
+    assert mark == model_fingerprint(build_model(dtype=torch.bfloat16))
+    assert mark != model_fingerprint(other)
     head = AcceptanceHead(32, num_blocks=2)
     torch.nn.init.normal_(head.last.weight)
     path = tmp_path / "deep" / "head.safetensors"
@@ -146,7 +147,7 @@ def test_a_head_is_saved_for_one_draft(tmp_path):
     loaded, state = load_head(path, mark), torch.randn(32)
     assert loaded.chance(state) == head.chance(state)
     with pytest.raises(IncompatibleModels, match="was trained for the draft"):
-        load_head(path, draft_fingerprint(other))
+        load_head(path, model_fingerprint(other))
     with pytest.raises(StoreError, match="no acceptance head"):
         load_head(tmp_path / "none", mark)
     (tmp_path / "bad").write_bytes(b"no")

@@ -8,10 +8,8 @@ fingerprint, and not how it is trained.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,7 +23,6 @@ HEAD_FILE = "acceptance_head.safetensors"
 """Its name in the folder of its draft model."""
 
 _FORMAT = "hasten-acceptance-1"
-_SAMPLED_ROWS = 64
 
 
 class AcceptanceHead(nn.Module):
@@ -56,18 +53,6 @@ class AcceptanceHead(nn.Module):
     def chance(self, hidden: Tensor) -> float:
         """The chance that the token with this hidden state [hidden] is accepted."""
         return float(torch.sigmoid(self(hidden)))
-
-
-def draft_fingerprint(model: Any) -> str:
-    """Identifies a transformers model by its shape and by rows of its embeddings, whatever its dtype."""
-    config = model.config.get_text_config(decoder=True)
-    weight = model.get_input_embeddings().weight.detach()
-    step = max(1, len(weight) // _SAMPLED_ROWS)
-    rows = weight[::step].to("cpu", torch.bfloat16).view(torch.int16).numpy()
-    shape = (config.model_type, getattr(config, "num_hidden_layers", 0), *weight.shape)
-    digest = hashlib.sha256(repr(shape).encode())
-    digest.update(rows.tobytes())
-    return digest.hexdigest()[:16]
 
 
 def save_head(path: str | os.PathLike[str], head: AcceptanceHead, fingerprint: str) -> None:
