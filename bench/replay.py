@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.bench.prompts import chat_prompt, load_prompt_set, spread, stop_strings
+from hasten.bench.prompts import load_prompt_set, spread
+from hasten.chat import chat_prompt, stop_strings
 from hasten.core import Acceptance, SamplingParams, Sequence, TopCandidates
 from hasten.drafters import Drafter, Observation, Resources, make_drafter
 from hasten.models.causal_lm import CausalLM

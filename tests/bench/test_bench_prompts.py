@@ -9,14 +9,7 @@ from typing import Any
 import pytest
 
 from conftest import shared_file
-from hasten.bench.prompts import (
-    BUNDLED_PROMPTS,
-    Conversation,
-    chat_prompt,
-    load_prompt_set,
-    spread,
-    stop_strings,
-)
+from hasten.bench.prompts import BUNDLED_PROMPTS, Conversation, load_prompt_set, spread
 from hasten.errors import ConfigError, PromptError
 
 
@@ -95,31 +88,6 @@ def test_bundled_prompts_have_domains(name: str) -> None:
     conversations = load_prompt_set(name, 100).conversations
     assert len(conversations) >= 6
     assert all(one.domain for one in conversations)
-
-
-def test_chat_without_a_template(demo: Any) -> None:
-    messages = [
-        {"role": "user", "content": "Hi "},
-        {"role": "assistant", "content": " Hello"},
-        {"role": "user", "content": "Bye"},
-    ]
-    assert chat_prompt(demo.tokenizer, messages) == "User: Hi\nAssistant: Hello\nUser: Bye\nAssistant:"
-    assert stop_strings(demo.tokenizer) == ("\nUser:",)
-
-
-def test_chat_with_a_template_adds_no_second_start_token() -> None:
-    class Templated:
-        chat_template = "{{ messages }}"
-
-        def apply_chat_template(self, messages: list[Any], **options: Any) -> str:
-            assert options == {"add_generation_prompt": True, "tokenize": False}
-            return "<s>" + messages[-1]["content"]
-
-        def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
-            return {"input_ids": [*([0] if add_special_tokens else []), *map(ord, text)]}
-
-    assert chat_prompt(Templated(), [{"role": "user", "content": "a"}]) == [*map(ord, "<s>a")]
-    assert stop_strings(Templated()) == ()
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from hasten.bench.prompts import chat_prompt, stop_strings
+from hasten.chat import chat_prompt, stop_strings
 from hasten.errors import ModelError
 from hasten.models.llamacpp.export import export_gguf
 from hasten.models.llamacpp.target import load_gguf

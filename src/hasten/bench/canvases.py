@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence as AbstractSequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hasten.bench.prompts import chat_prompt, load_prompt_set, spread
+from hasten.bench.prompts import load_prompt_set, spread
+from hasten.chat import chat_prompt
 from hasten.core import SamplingParams
 from hasten.diffusion.engine import DiffusionModel, DiffusionOutput
 from hasten.diffusion.list_tasks import MAX_SIZE, MIN_SIZE, TASKS, Question, is_correct, sample_questions

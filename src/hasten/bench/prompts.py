@@ -1,4 +1,4 @@
-"""Reads prompt files in the formats the field uses, and turns conversations into prompts; runs no model."""
+"""Reads prompt files in the formats the field uses; runs no model."""
 
 from __future__ import annotations
 
@@ -12,13 +12,10 @@ from typing import Any
 import numpy as np
 
 from hasten.errors import ConfigError, PromptError
-from hasten.files import read_json_lines, require_characters
+from hasten.files import read_json_lines
 
 BUNDLED_PROMPTS: tuple[str, ...] = ("demo", "repeat", "base", "chat")
 """Names that stand for a file of this package."""
-
-USER_STOP = "\nUser:"
-"""Where an answer ends if the model goes on to write the user's next turn as well."""
 
 _RANDOM_LENGTH = 64
 
@@ -89,23 +86,6 @@ def batches(conversations: AbstractSequence[Conversation], size: int) -> list[li
     """All of them in full batches; where they do not fill the last one, the first ones come again."""
     filled = [*conversations, *islice(cycle(conversations), -len(conversations) % size)]
     return [filled[start : start + size] for start in range(0, len(filled), size)]
-
-
-def chat_prompt(tokenizer: Any, messages: AbstractSequence[dict[str, str]]) -> str | list[int]:
-    """The prompt for the assistant's next answer, by the tokenizer's chat template where it has one."""
-    if getattr(tokenizer, "chat_template", None):
-        text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-        require_characters(text, "the conversation")
-        # The template writes the special tokens itself; the tokenizer would add them a second time.
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    names = {"user": "User", "assistant": "Assistant"}
-    lines = [f"{names[message['role']]}: {message['content'].strip()}" for message in messages]
-    return "\n".join([*lines, "Assistant:"])
-
-
-def stop_strings(tokenizer: Any) -> tuple[str, ...]:
-    """What ends an answer in the format of ``chat_prompt``."""
-    return () if getattr(tokenizer, "chat_template", None) else (USER_STOP,)
 
 
 def _random_prompts(source: str, vocab_size: int) -> PromptSet:

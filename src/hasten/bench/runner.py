@@ -16,7 +16,8 @@ from hasten.bench.baselines import BASELINES
 from hasten.bench.methods import PLAIN, Answer, HastenMethod, Method, parts_of_method
 from hasten.bench.models import OpenModel
 from hasten.bench.programs import Checkpoint, FastestDtype, Programs, programs_for
-from hasten.bench.prompts import USER_STOP, Conversation, PromptSet, batches, chat_prompt, spread
+from hasten.bench.prompts import Conversation, PromptSet, batches, spread
+from hasten.chat import USER_STOP, chat_prompt
 from hasten.core import SamplingParams
 from hasten.errors import ConfigError, PromptError
 from hasten.models.target import Target

@@ -40,7 +40,7 @@ def chat(
     draft_vocab: options.DraftVocab = None,
 ) -> None:
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D or /exit the conversation."""
-    from hasten.bench.prompts import stop_strings
+    from hasten.chat import stop_strings
 
     params = SamplingParams(
         max_new_tokens=max_new_tokens,
@@ -105,7 +105,7 @@ class _Chat:
 
     def _answer(self, line: str) -> None:
         """A turn that fails, or that Ctrl-C ends before its first word, leaves the history as it was."""
-        from hasten.bench.prompts import chat_prompt
+        from hasten.chat import chat_prompt
 
         asked = [*self._messages, {"role": "user", "content": line}]
         live = LiveText(Console(file=sys.stdout, highlight=False), is_coloured=False)

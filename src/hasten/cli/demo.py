@@ -124,7 +124,7 @@ def _warm_up(opened: OpenModel, params: SamplingParams, prompt: Conversation) ->
 
 
 def _text(opened: OpenModel, prompt: Conversation) -> Any:
-    from hasten.bench.prompts import chat_prompt
+    from hasten.chat import chat_prompt
 
     if len(prompt.turns) != 1:
         raise ConfigError(f"a prompt of {len(prompt.turns)} turns is for hasten bench; the demo asks once")

@@ -13,7 +13,8 @@ def read_prompts(path: Path, tokenizer: Any, vocab_size: int) -> list[Any]:
     """The prompts of a .jsonl as for bench; any other file is one prompt. Raises PromptError."""
     if path.suffix != ".jsonl":
         return [read_text(path)]
-    from hasten.bench.prompts import chat_prompt, load_prompt_set
+    from hasten.bench.prompts import load_prompt_set
+    from hasten.chat import chat_prompt
 
     prompts: list[Any] = []
     for conversation in load_prompt_set(str(path), vocab_size).conversations:
