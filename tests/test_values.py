@@ -16,8 +16,8 @@ from hasten.core import SamplingParams, prompt_seeds
 from hasten.errors import ConfigError, ModelError, PromptError
 from hasten.models.causal_lm import CausalLM
 from hasten.policies import FixedPolicy
+from hasten.prompts import read_prompts
 from hasten.text.engine import LanguageModel
-from hasten.text.requests import read_prompts
 
 TEXT = [5, 6, 7, 8]
 PARAMS = SamplingParams(max_new_tokens=8, ignore_eos=True)

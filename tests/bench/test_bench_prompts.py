@@ -1,4 +1,4 @@
-"""Prompt files: every format, every mistake with its line, the spread, the chat format."""
+"""Prompt files: every format, every mistake with its line, the spread."""
 
 from __future__ import annotations
 

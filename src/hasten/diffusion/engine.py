@@ -27,8 +27,8 @@ from hasten.diffusion.trace import DiffusionStats, Record
 from hasten.diffusion.trained import find_filter, find_sampler
 from hasten.diffusion.transforms.no_eos import NoEos
 from hasten.errors import ConfigError, GenerationInterrupted, PromptError
+from hasten.prompts import read_prompts
 from hasten.stopping import special_stops
-from hasten.text.requests import read_prompts
 from hasten.values import at_least_one
 
 Trace = Callable[[Record], None]

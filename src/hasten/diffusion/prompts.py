@@ -16,7 +16,7 @@ import numpy as np
 from hasten.diffusion.canvas import Block, Canvas, DenoiserSpec
 from hasten.diffusion.drawing import Noise
 from hasten.errors import ConfigError, PromptError
-from hasten.files import require_characters
+from hasten.prompts import tokenised
 from hasten.values import prompt_ids, whole
 
 _GAP = re.compile(r"<gap:([^<>]*)>")
@@ -110,10 +110,7 @@ class CanvasReader:
         """
         if not isinstance(text, str):
             return self._checked(prompt_ids(text, PromptError))
-        if self.tokenizer is None:
-            raise PromptError("this model was loaded without a tokenizer: give token ids")
-        require_characters(text, "the prompt")
-        token_ids: list[int] = self.tokenizer(text, add_special_tokens=is_first)["input_ids"]
+        token_ids = tokenised(text, self.tokenizer, add_special_tokens=is_first)
         if self.spec.mask_id not in token_ids:
             return self._checked(token_ids)
         return self._checked(self._mask_spelt_out(text, is_first))

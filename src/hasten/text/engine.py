@@ -171,7 +171,7 @@ class LanguageModel:
         """Write texts.
 
         Args:
-            prompts: a text, token ids, or several of such (see ``hasten.text.requests.read_prompts``);
+            prompts: a text, token ids, or several of such (see ``hasten.prompts.read_prompts``);
                 what the encoder reads, where a model has one.
             params: how to sample and when to stop.
             drafter: "auto", "off" (plain decoding), a system's name, several joined by "+", or an object.
