@@ -1,7 +1,7 @@
 """Fill gaps of a text with a masked-diffusion model, one of them in a language of your own."""
 
 import hasten
-from hasten.diffusion.constraints import regex_constraint
+from hasten.constraints import regex_constraint
 
 model = hasten.load_diffusion("demo-diffusion", dtype="float32")
 params = hasten.SamplingParams(seed=0)

@@ -12,12 +12,12 @@ from hypothesis import given, settings, strategies as st
 
 from diffusion.exact_laws import GREEDY, write
 from diffusion.tables import FunctionDenoiser, table_denoiser, uniform_oracle
+from hasten.constraints.base import AllowedTokens
 from hasten.core import SamplingParams
 from hasten.diffusion.base import Helpers
 from hasten.diffusion.blocks import BLOCKS
 from hasten.diffusion.caches import CACHES
 from hasten.diffusion.canvas import Block, Canvas, Ids, Mask, Prediction, Query
-from hasten.diffusion.constraints.base import AllowedTokens
 from hasten.diffusion.drawing import Draw, noise_source
 from hasten.diffusion.limits import Limits
 from hasten.diffusion.loop import Writing, denoise

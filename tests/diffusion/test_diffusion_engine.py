@@ -13,9 +13,9 @@ from transformers import AutoTokenizer
 
 import hasten
 from conftest import build_model
+from hasten.constraints import regex_constraint
 from hasten.core import SamplingParams, prompt_seeds
 from hasten.diffusion.canvas import DenoiserSpec
-from hasten.diffusion.constraints import regex_constraint
 from hasten.diffusion.denoisers.masked_lm import MaskedLM
 from hasten.diffusion.engine import DiffusionModel
 from hasten.diffusion.prompts import Gap

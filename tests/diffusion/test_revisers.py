@@ -7,9 +7,9 @@ import pytest
 
 from diffusion.exact_laws import random_joint, write
 from diffusion.tables import FunctionDenoiser, table_denoiser
+from hasten.constraints.base import Constraint
 from hasten.core import SamplingParams
 from hasten.diffusion.canvas import DenoiserSpec
-from hasten.diffusion.constraints.base import Constraint
 from hasten.diffusion.parse import parse_strategy
 from hasten.errors import ConfigError
 

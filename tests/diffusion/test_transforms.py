@@ -11,10 +11,10 @@ import torch
 
 from diffusion.exact_laws import random_joint, write
 from diffusion.tables import FunctionDenoiser, table_denoiser
+from hasten.constraints.base import Constraint
 from hasten.core import SamplingParams
 from hasten.diffusion.base import Step
 from hasten.diffusion.canvas import Block, Canvas, DenoiserSpec, Prediction, Query
-from hasten.diffusion.constraints.base import Constraint
 from hasten.diffusion.parse import parse_strategy
 from hasten.diffusion.transforms import Credit, Guidance, Temperature, Unseen
 from hasten.errors import ConfigError

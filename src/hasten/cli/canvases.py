@@ -22,8 +22,8 @@ from hasten.errors import ConfigError, GenerationInterrupted
 from hasten.files import read_text, writing
 
 if TYPE_CHECKING:
+    from hasten.constraints.base import Constraint
     from hasten.core import SamplingParams
-    from hasten.diffusion.constraints.base import Constraint
     from hasten.diffusion.engine import DiffusionModel, DiffusionOutput, Snapshot, Trace
     from hasten.diffusion.trace import Record
 
@@ -69,7 +69,7 @@ class ConstraintChoice:
 
     def constraint(self, tokenizer: Any) -> Constraint | None:
         """Raises ConfigError for a file that cannot be read or a language that cannot be used."""
-        from hasten.diffusion.constraints import grammar_constraint, json_schema_constraint, regex_constraint
+        from hasten.constraints import grammar_constraint, json_schema_constraint, regex_constraint
 
         if self.regex is not None:
             return regex_constraint(self.regex, tokenizer)

@@ -87,10 +87,11 @@ def info(
 
 def systems(as_json: AsJson = False) -> None:
     """Every implemented method: its paper, its guarantee, its module."""
-    from hasten import drafters, models, policies, verify
+    from hasten import constraints, drafters, models, policies, verify
     from hasten.diffusion.systems import SYSTEMS as DIFFUSION
 
-    all_systems = (*drafters.SYSTEMS, *policies.SYSTEMS, *models.SYSTEMS, *verify.SYSTEMS, *DIFFUSION)
+    autoregressive = (*drafters.SYSTEMS, *policies.SYSTEMS, *models.SYSTEMS, *verify.SYSTEMS)
+    all_systems = (*autoregressive, *DIFFUSION, *constraints.SYSTEMS)
     if as_json:
         print_json([dataclasses.asdict(system) for system in all_systems], indent=2)
         return

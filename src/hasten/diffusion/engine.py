@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hasten.constraints.base import Constraint
 from hasten.core import FinishReason, Guarantee, SamplingParams, prompt_seeds, sampling_params
 from hasten.detokenising import Detokeniser, GrowingText
 from hasten.diffusion.auto import auto_strategy, exact_strategy
 from hasten.diffusion.base import Helpers
 from hasten.diffusion.canvas import Block, Canvas, Denoiser
-from hasten.diffusion.constraints.base import Constraint
 from hasten.diffusion.denoisers.guide import load_guide
 from hasten.diffusion.denoisers.loading import load_denoiser
 from hasten.diffusion.drawing import Draw, noise_source
@@ -153,7 +153,7 @@ class DiffusionModel:
             params: ``max_new_tokens`` is the size of the canvas. Stop strings cut the finished text.
             policy: "auto"; "exact", the text of the reference in fewer passes; a line such as
                 "threshold:0.8+credit/dual", see ``hasten systems``; or a Strategy.
-            constraint: a language that every text shall be in, see ``hasten.diffusion.constraints``.
+            constraint: a language that every text shall be in, see ``hasten.constraints``.
             batch_size: how many canvases are written side by side. No text depends on it.
             trace: called with a Record for each step of each canvas.
 

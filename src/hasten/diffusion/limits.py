@@ -7,9 +7,9 @@ from collections.abc import Sequence as AbstractSequence
 import numpy as np
 import torch
 
+from hasten.constraints.base import Constraint, ConstraintRun
 from hasten.diffusion.base import Selection
 from hasten.diffusion.canvas import Block, Canvas, Prediction
-from hasten.diffusion.constraints.base import Constraint, ConstraintRun
 
 
 class Limits:

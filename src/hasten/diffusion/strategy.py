@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from hasten.constraints.base import Constraint
 from hasten.core import Guarantee
 from hasten.diffusion.base import (
     BlockPolicy,
@@ -19,7 +20,6 @@ from hasten.diffusion.base import (
 from hasten.diffusion.blocks.fixed import FixedBlocks
 from hasten.diffusion.caches.none import NoCache
 from hasten.diffusion.canvas import Canvas, DenoiserSpec
-from hasten.diffusion.constraints.base import Constraint
 from hasten.diffusion.selectors.static import Static
 from hasten.errors import ConfigError
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hasten.diffusion import blocks, caches, constraints, revisers, selectors, stops, transforms, verifiers
+from hasten.diffusion import blocks, caches, revisers, selectors, stops, transforms, verifiers
 
 SYSTEMS = (
     *selectors.SYSTEMS,
@@ -12,5 +12,4 @@ SYSTEMS = (
     *revisers.SYSTEMS,
     *caches.SYSTEMS,
     *verifiers.SYSTEMS,
-    *constraints.SYSTEMS,
 )

@@ -15,8 +15,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.diffusion.constraints.automaton import DEAD, Grouping, TokenAutomaton
-from hasten.diffusion.constraints.bytes_dfa import ByteDfa
+from hasten.constraints.automaton import DEAD, Grouping, TokenAutomaton
+from hasten.constraints.bytes_dfa import ByteDfa
 from hasten.errors import ConfigError
 from hasten.models.vocabulary import ordinary_token_bytes
 

@@ -9,8 +9,8 @@ import pytest
 from constraint_checks import assert_exact, commit_at_random, texts_that_fit
 from hypothesis import given, settings, strategies as st
 
-from hasten.diffusion.constraints import Grammar, GrammarConstraint
-from hasten.diffusion.constraints.regex import compile_regex
+from hasten.constraints import Grammar, GrammarConstraint
+from hasten.constraints.regex import compile_regex
 from hasten.errors import ConfigError, MissingExtra
 
 EOS, MASK = 4, 5
@@ -156,7 +156,7 @@ def test_grammars_without_texts_or_with_unknown_symbols_are_refused():
 
 
 def test_lark_is_asked_for_where_it_is_missing(monkeypatch):
-    from hasten.diffusion.constraints.lark_grammar import load_grammar
+    from hasten.constraints.lark_grammar import load_grammar
 
     monkeypatch.setitem(__import__("sys").modules, "lark", None)
     with pytest.raises(MissingExtra, match=r"pip install 'hasten\[constraints\]'"):
@@ -175,7 +175,7 @@ LARK = [
 @pytest.mark.parametrize("text", LARK)
 def test_grammars_in_larks_notation_mean_what_its_parser_reads(text):
     lark = pytest.importorskip("lark")
-    from hasten.diffusion.constraints.lark_grammar import load_grammar
+    from hasten.constraints.lark_grammar import load_grammar
 
     parser = lark.Lark(text, parser="earley", lexer="dynamic_complete", ambiguity="explicit")
 
@@ -211,7 +211,7 @@ def test_grammars_in_larks_notation_mean_what_its_parser_reads(text):
 )
 def test_grammars_that_cannot_work_are_refused(text, message):
     pytest.importorskip("lark")
-    from hasten.diffusion.constraints.lark_grammar import load_grammar
+    from hasten.constraints.lark_grammar import load_grammar
 
     with pytest.raises(ConfigError, match=message):
         load_grammar(text)

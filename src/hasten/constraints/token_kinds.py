@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hasten.diffusion.constraints.bytes_dfa import DEAD
-from hasten.diffusion.constraints.cfg import Grammar
+from hasten.constraints.bytes_dfa import DEAD
+from hasten.constraints.cfg import Grammar
 
 MAX_WAYS = 400
 """Ways through the terminals that are followed for one token; beyond, it is a kind of its own."""

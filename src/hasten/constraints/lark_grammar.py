@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from hasten.diffusion.constraints.bytes_dfa import ByteDfa
-from hasten.diffusion.constraints.cfg import Grammar
-from hasten.diffusion.constraints.regex import compile_regex
+from hasten.constraints.bytes_dfa import ByteDfa
+from hasten.constraints.cfg import Grammar
+from hasten.constraints.regex import compile_regex
 from hasten.errors import ConfigError, MissingExtra
 
 _IGNORED = "%%ignored"

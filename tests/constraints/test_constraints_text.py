@@ -12,11 +12,11 @@ import transformers as hf
 from constraint_checks import commit_at_random
 from hypothesis import given, settings, strategies as st
 
-from hasten.diffusion.constraints import grammar_constraint, json_schema_constraint, regex_constraint
-from hasten.diffusion.constraints.bytes_dfa import MAX_STATES
-from hasten.diffusion.constraints.json_schema import schema_regex
-from hasten.diffusion.constraints.regex import compile_regex
-from hasten.diffusion.constraints.tokens import TokenTrie, token_bytes
+from hasten.constraints import grammar_constraint, json_schema_constraint, regex_constraint
+from hasten.constraints.bytes_dfa import MAX_STATES
+from hasten.constraints.json_schema import schema_regex
+from hasten.constraints.regex import compile_regex
+from hasten.constraints.tokens import TokenTrie, token_bytes
 from hasten.errors import ConfigError
 from hasten.models.bundled_models import bundled_path
 

@@ -1,19 +1,19 @@
-"""Languages to keep a canvas in: regular expressions, JSON schemas, grammars, automata over token ids."""
+"""Languages to keep a text in: regular expressions, JSON schemas, grammars, automata over token ids."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import hasten.compile_cache  # noqa: F401 - before what is compiled
-from hasten.diffusion.constraints.automaton import TokenAutomaton
-from hasten.diffusion.constraints.base import AllowedTokens, Constraint, ConstraintRun
-from hasten.diffusion.constraints.cfg import Grammar
-from hasten.diffusion.constraints.grammar import SYSTEM as GRAMMAR_SYSTEM, GrammarConstraint
-from hasten.diffusion.constraints.json_schema import schema_regex
-from hasten.diffusion.constraints.lark_grammar import load_grammar
-from hasten.diffusion.constraints.regex import compile_regex
-from hasten.diffusion.constraints.regular import SYSTEM as REGULAR_SYSTEM, RegularConstraint
-from hasten.diffusion.constraints.tokens import TokenTrie, token_bytes
+from hasten.constraints.automaton import TokenAutomaton
+from hasten.constraints.base import AllowedTokens, Constraint, ConstraintRun
+from hasten.constraints.cfg import Grammar
+from hasten.constraints.grammar import SYSTEM as GRAMMAR_SYSTEM, GrammarConstraint
+from hasten.constraints.json_schema import schema_regex
+from hasten.constraints.lark_grammar import load_grammar
+from hasten.constraints.regex import compile_regex
+from hasten.constraints.regular import SYSTEM as REGULAR_SYSTEM, RegularConstraint
+from hasten.constraints.tokens import TokenTrie, token_bytes
 
 SYSTEMS = (REGULAR_SYSTEM, GRAMMAR_SYSTEM)
 

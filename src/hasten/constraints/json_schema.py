@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from hasten.diffusion.constraints.regex import compile_regex
+from hasten.constraints.regex import compile_regex
 from hasten.errors import ConfigError
 
 CHARACTER = (

@@ -7,7 +7,7 @@ import pytest
 from constraint_checks import assert_exact, commit_at_random, fitting, texts_that_fit
 from hypothesis import given, strategies as st
 
-from hasten.diffusion.constraints import Constraint, ConstraintRun, RegularConstraint, TokenAutomaton
+from hasten.constraints import Constraint, ConstraintRun, RegularConstraint, TokenAutomaton
 from hasten.errors import ConfigError
 
 EOS, SECOND_EOS, MASK = 3, 4, 5

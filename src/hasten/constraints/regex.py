@@ -10,7 +10,7 @@ from functools import cache
 from re import _constants as codes, _parser as parser
 from typing import Any
 
-from hasten.diffusion.constraints.bytes_dfa import LAST_CODE_POINT, ByteDfa, ByteNfa, Ranges
+from hasten.constraints.bytes_dfa import LAST_CODE_POINT, ByteDfa, ByteNfa, Ranges
 from hasten.errors import ConfigError
 
 MAX_REPEAT = 2000

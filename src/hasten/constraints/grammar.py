@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from hasten.constraints.base import AllowedTokens, ConstraintRun, Flags, Ids, checked_span
+from hasten.constraints.cfg import BinaryRules, Grammar, binary_rules
+from hasten.constraints.intersection import DEAD, OPEN, Intersection, KindTrie
+from hasten.constraints.token_kinds import token_kinds
 from hasten.core import System
-from hasten.diffusion.constraints.base import AllowedTokens, ConstraintRun, Flags, Ids, checked_span
-from hasten.diffusion.constraints.cfg import BinaryRules, Grammar, binary_rules
-from hasten.diffusion.constraints.intersection import DEAD, OPEN, Intersection, KindTrie
-from hasten.diffusion.constraints.token_kinds import token_kinds
 from hasten.errors import ConfigError
 
 SYSTEM = System(
@@ -24,7 +24,7 @@ SYSTEM = System(
     arxiv="2508.10111",
     kind="constraint",
     guarantee="exact",
-    module="hasten.diffusion.constraints.grammar",
+    module="hasten.constraints.grammar",
     summary="only tokens after which a text of the grammar can still be completed, exact for the length",
 )
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.diffusion.constraints.bytes_dfa import ByteDfa
+from hasten.constraints.bytes_dfa import ByteDfa
 from hasten.errors import ConfigError
 
 

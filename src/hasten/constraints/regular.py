@@ -18,9 +18,9 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from hasten.constraints.automaton import DEAD, TokenAutomaton
+from hasten.constraints.base import AllowedTokens, ConstraintRun, Flags, Ids, checked_span
 from hasten.core import System
-from hasten.diffusion.constraints.automaton import DEAD, TokenAutomaton
-from hasten.diffusion.constraints.base import AllowedTokens, ConstraintRun, Flags, Ids, checked_span
 from hasten.errors import ConfigError
 
 SYSTEM = System(
@@ -29,7 +29,7 @@ SYSTEM = System(
     arxiv="2505.23061",
     kind="constraint",
     guarantee="exact",
-    module="hasten.diffusion.constraints.regular",
+    module="hasten.constraints.regular",
     summary="only tokens after which a text of a regular language can still be completed",
 )
 
