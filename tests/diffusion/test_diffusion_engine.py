@@ -129,6 +129,11 @@ def test_a_text_ends_with_its_first_end_of_text(model: DiffusionModel) -> None:
     assert output.finish_reason == "length"
 
 
+def test_a_stop_that_no_text_could_reach_is_refused(silent: DiffusionModel) -> None:
+    with pytest.raises(ConfigError, match="8192 is outside the vocabulary of 8192 tokens"):
+        silent.generate(PROMPT, SamplingParams(max_new_tokens=12, stop_token_ids=[8192]), policy="static")
+
+
 def test_stop_strings_cut_the_text(model: DiffusionModel) -> None:
     text = model.generate(PROMPT, SMALL, policy="static").text
     stop = text[3:5]

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hasten.calls import Asked, answer, asked_texts, interruptible, require_one_sample, stop_token_ids
 from hasten.constraints.base import Constraint
-from hasten.core import FinishReason, Guarantee, SamplingParams, prompt_seeds, sampling_params
+from hasten.core import FinishReason, Guarantee, SamplingParams, sampling_params
 from hasten.detokenising import Detokeniser, GrowingText
 from hasten.diffusion.auto import auto_strategy, exact_strategy
 from hasten.diffusion.base import Helpers
@@ -26,9 +27,9 @@ from hasten.diffusion.strategy import Strategy
 from hasten.diffusion.trace import DiffusionStats, Record
 from hasten.diffusion.trained import find_filter, find_sampler
 from hasten.diffusion.transforms.no_eos import NoEos
-from hasten.errors import ConfigError, GenerationInterrupted, PromptError
+from hasten.errors import PromptError
 from hasten.prompts import read_prompts
-from hasten.stopping import special_stops
+from hasten.stopping import TextStream
 from hasten.values import at_least_one
 
 Trace = Callable[[Record], None]
@@ -74,6 +75,7 @@ class _Job:
     seed: int
     gaps: list[Block]
     """empty for a text that goes on after its prompt"""
+    stop_token_ids: frozenset[int]
 
 
 def load_diffusion(
@@ -164,7 +166,7 @@ class DiffusionModel:
         several, is_single = read_prompts(prompts, getattr(self.tokenizer, "pad_token_id", None))
         arguments: dict[str, Any] = {"policy": policy, "constraint": constraint}
         outputs = self.generate_all(several, params, batch_size=batch_size, trace=trace, **arguments)
-        return outputs[0] if is_single and len(outputs) == 1 else outputs
+        return answer(outputs, is_single=is_single)
 
     def generate_all(
         self,
@@ -211,8 +213,7 @@ class DiffusionModel:
         Raises as ``generate``; PromptError for a template without a gap.
         """
         params = sampling_params(params)
-        if params.n != 1:
-            raise ConfigError(f"n={params.n} cannot be infilled at once; call infill once a sample")
+        require_one_sample(params, "infilled at once", "call infill once a sample")
         [job] = self._jobs([_pieces(template)], params, policy, constraint)
         [output] = self._run([job], 1, trace)
         return output
@@ -231,8 +232,7 @@ class DiffusionModel:
         A list with a Gap among its pieces is infilled.
         """
         params = sampling_params(params)
-        if params.n != 1:
-            raise ConfigError(f"n={params.n} cannot be streamed; use generate, or one stream a sample")
+        require_one_sample(params, "streamed", "use generate, or one stream a sample")
         [job] = self._jobs([prompt], params, policy, constraint)
         return self._stream(job, trace)
 
@@ -249,15 +249,13 @@ class DiffusionModel:
 
     def _run(self, jobs: list[_Job], batch_size: int, trace: Trace | None) -> list[DiffusionOutput]:
         batch_size = at_least_one(batch_size, "batch_size")
-        try:
+        with interruptible(lambda: [self._output(job) for job in jobs]):
             for first in range(0, len(jobs), batch_size):
                 batch = jobs[first : first + batch_size]
                 for index, job in enumerate(batch):
                     job.writing.sequence = index
                 for records in denoise(self.denoiser, [job.writing for job in batch]):
                     _report(records, trace)
-        except KeyboardInterrupt:
-            raise GenerationInterrupted([self._output(job) for job in jobs]) from None
         return [self._output(job) for job in jobs]
 
     def _jobs(
@@ -268,47 +266,31 @@ class DiffusionModel:
         constraint: Constraint | None,
     ) -> list[_Job]:
         """Everything that can be wrong is found here, before the first forward pass."""
-        if not len(prompts):
-            raise PromptError("no prompts were given")
-        seeds = prompt_seeds(params.seed, len(prompts))
-        return [
-            self._job(prompt, params, policy, constraint, key=(seed, sample))
-            for prompt, seed in zip(prompts, seeds, strict=True)
-            for sample in range(params.n)
-        ]
+        return [self._job(asked, policy, constraint) for asked in asked_texts(prompts, params)]
 
-    def _job(
-        self,
-        prompt: Any,
-        params: SamplingParams,
-        policy: str | Strategy,
-        constraint: Constraint | None,
-        *,
-        key: tuple[int, int],
-    ) -> _Job:
-        seed, sample = key
+    def _job(self, asked: Asked[Any], policy: str | Strategy, constraint: Constraint | None) -> _Job:
         spec, vocab_size = self.denoiser.spec, self.denoiser.vocab_size
-        if params.stop_strings and self.tokenizer is None:
-            raise ConfigError("stop strings need a tokenizer; use stop_token_ids")
-        special_stops(self.tokenizer, params.stop_strings)
-        noise = noise_source(spec, vocab_size, seed, sample)
+        noise = noise_source(spec, vocab_size, asked.seed, asked.sample)
         gaps: list[Block] = []
-        if _has_gap(prompt):
-            canvas, gaps = self.reader.with_gaps(prompt, noise)
+        if _has_gap(asked.prompt):
+            canvas, gaps = self.reader.with_gaps(asked.prompt, noise)
         else:
-            canvas = self.reader.after(prompt, params.max_new_tokens, noise)
+            canvas = self.reader.after(asked.prompt, asked.params.max_new_tokens, noise)
         strategy = self._strategy(policy, canvas).constrained(constraint)
         if gaps and spec.eos_ids and constraint is None:  # which would not let a gap end early either
             no_eos = NoEos(eos_ids=spec.eos_ids)
             strategy = replace(strategy, transforms=(*strategy.transforms, no_eos))
         strategy.check(spec)
         strategy.check_canvas(canvas)
+        own_stops = () if gaps else spec.eos_ids
         limits = None
         if constraint is not None:
             spans = gaps or [Block(canvas.prompt_length, len(canvas))]
-            limits = Limits(constraint, spans, () if gaps else spec.eos_ids, vocab_size)
-        writing = Writing(canvas, strategy, Draw(params, seed, sample), noise, limits=limits)
-        return _Job(writing, params, seed, gaps)
+            limits = Limits(constraint, spans, own_stops, vocab_size)
+        draw = Draw(asked.params, asked.seed, asked.sample)
+        writing = Writing(canvas, strategy, draw, noise, limits=limits)
+        stops = stop_token_ids(asked.params, self.tokenizer, vocab_size, own_stops)
+        return _Job(writing, asked.params, asked.seed, gaps, stops)
 
     def _strategy(self, policy: str | Strategy, canvas: Canvas) -> Strategy:
         if isinstance(policy, Strategy):
@@ -328,20 +310,16 @@ class DiffusionModel:
         if canvas.num_open:  # what was written before an interrupt, up to the first hole
             reason = "interrupted"
             written = ids[begin : canvas.first_open]
-        stops = {*job.params.stop_token_ids}
-        if job.params.stop_strings:
-            stops |= special_stops(self.tokenizer, job.params.stop_strings)
-        if not (job.gaps or job.params.ignore_eos):
-            stops.update(self.denoiser.spec.eos_ids)
-        ends = [place for place, token_id in enumerate(written) if token_id in stops]
+        ends = [place for place, token_id in enumerate(written) if token_id in job.stop_token_ids]
         if ends and not job.gaps:
             written, reason = written[: ends[0] + 1], "stop"
-        text = self._detokeniser.text(written)
-        hits = [text.find(stop) for stop in job.params.stop_strings]
-        if found := [hit for hit in hits if hit >= 0]:
-            text, reason = text[: min(found)], "stop"
+        text = TextStream(self._detokeniser, job.params.stop_strings)
+        text.push(written)
+        text.finish()
+        if text.stopped:
+            reason = "stop"
         return DiffusionOutput(
-            text=text,
+            text=text.text,
             token_ids=written,
             gaps=[self._detokeniser.text(ids[gap.start : gap.end]) for gap in job.gaps],
             finish_reason=reason,

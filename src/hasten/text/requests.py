@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hasten.calls import stop_token_ids
 from hasten.core import DecodeStats, FinishReason, Guarantee, SamplingParams, Sequence, prompt_seeds
 from hasten.detokenising import Detokeniser
 from hasten.errors import ConfigError, PromptError
@@ -21,7 +22,7 @@ from hasten.models.target import Target
 from hasten.processors import own_processors
 from hasten.prompts import read_prompts, tokenised
 from hasten.sampling import Sampler
-from hasten.stopping import StopConditions, TextStream, special_stops
+from hasten.stopping import StopConditions, TextStream
 from hasten.values import prompt_ids
 
 Prompt = str | AbstractSequence[int] | NDArray[np.floating] | torch.Tensor
@@ -115,7 +116,8 @@ class Requests:
         if not len(prompts):
             raise PromptError("no prompts were given")
         seeds = prompt_seeds(params.seed, len(prompts))
-        stops = self._stop_token_ids(params)
+        target = self.target
+        stops = stop_token_ids(params, self.tokenizer, target.vocab_size, target.stop_token_ids)
         starts = [self._start(prompt, decoder_prompt) for prompt in prompts]
         return [
             self._job(start, params, stops, (seed, sample), is_only=len(starts) * params.n == 1)
@@ -135,21 +137,6 @@ class Requests:
         if target.reads_features:
             return _Start(token_ids, source_features=target.check_features(prompt))
         return _Start(token_ids, self.encode(prompt))
-
-    def _stop_token_ids(self, params: SamplingParams) -> frozenset[int]:
-        """The caller's, and the model's own where they count."""
-        if params.stop_strings and self.tokenizer is None:
-            raise ConfigError("stop strings need a tokenizer; use stop_token_ids, or load with tokenizer=")
-        vocab_size = self.target.vocab_size
-        for token_id in params.stop_token_ids:
-            if token_id >= vocab_size:
-                raise ConfigError(
-                    f"stop_token_ids={list(params.stop_token_ids)} cannot work: {token_id} is outside the "
-                    f"vocabulary of {vocab_size} tokens, so no text would ever end there; leave it out"
-                )
-        special = special_stops(self.tokenizer, params.stop_strings) if params.stop_strings else frozenset()
-        own = frozenset() if params.ignore_eos else self.target.stop_token_ids
-        return own | special | frozenset(params.stop_token_ids)
 
     def _job(
         self,
