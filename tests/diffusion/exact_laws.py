@@ -10,13 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from hasten.core import SamplingParams
-from hasten.diffusion.base import Helpers
+from hasten.diffusion.base import Helpers, Strategy
 from hasten.diffusion.canvas import Canvas, DenoiserSpec, Ids, Prediction, Query
 from hasten.diffusion.drawing import Draw, noise_source
 from hasten.diffusion.list_tasks import Question, is_correct, sample_questions
 from hasten.diffusion.loop import Writing, denoise
 from hasten.diffusion.parse import parse_strategy
-from hasten.diffusion.strategy import Strategy
 from hasten.diffusion.trace import DiffusionStats, Record
 
 GREEDY = SamplingParams()

@@ -18,6 +18,7 @@ from diffusion.enumerated import (
 )
 from diffusion.exact_laws import random_joint, write
 from hasten.diffusion.canvas import Canvas
+from hasten.diffusion.defaults import reference_of
 from hasten.diffusion.parse import parse_strategy
 from hasten.errors import ConfigError
 from verify.forks import distance
@@ -163,4 +164,4 @@ def test_it_promises_the_law_with_one_order_and_nothing_with_more():
     spec = chains(0).spec
     assert parse_strategy("burst", spec).guarantee == "distribution"
     assert parse_strategy("burst:2", spec).guarantee == "approximate"
-    assert parse_strategy("burst:seed=4", spec).reference.selector.seed == 4
+    assert reference_of(parse_strategy("burst:seed=4", spec)).selector.seed == 4

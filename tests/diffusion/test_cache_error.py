@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from diffusion.models import BLOCK_CAUSAL, FULL, MASK, build_blind, build_denoiser
+from hasten.diffusion.cache_error import measure_error
 from hasten.diffusion.caches.deviation import Deviation
-from hasten.diffusion.caches.error import measure_error
 from hasten.diffusion.caches.vicinity import Vicinity
 from hasten.diffusion.canvas import Canvas
 from hasten.diffusion.denoisers.masked_lm import MaskedLM

@@ -14,7 +14,7 @@ import torch
 from diffusion.exact_laws import Written, write
 from diffusion.models import BLOCK, BLOCK_CAUSAL, FULL, MASK, build_blind, build_denoiser
 from hasten.core import SamplingParams
-from hasten.diffusion.base import Finish, Reviser, Revision, Selection, Step, StopPolicy, Turn
+from hasten.diffusion.base import Reviser, StopPolicy, Strategy
 from hasten.diffusion.blocks import FixedBlocks
 from hasten.diffusion.caches import CACHES, SYSTEMS
 from hasten.diffusion.canvas import Block, Canvas, DenoiserSpec, Prediction, Query
@@ -22,7 +22,7 @@ from hasten.diffusion.denoisers.masked_lm import MaskedLM
 from hasten.diffusion.drawing import Draw, noise_source
 from hasten.diffusion.loop import Writing, denoise
 from hasten.diffusion.parse import parse_strategy
-from hasten.diffusion.strategy import Strategy
+from hasten.diffusion.steps import DenoisingStep, Finish, Revision, Selection, Turn
 from hasten.errors import ConfigError
 
 PROMPT = (5, 9, 17, 33, 8)
@@ -286,7 +286,7 @@ class Changes(Reviser):
     def start(self, canvas: Canvas) -> list[int]:
         return []
 
-    def revise(self, step: Step, selection: Selection, state: list[int]) -> Revision:
+    def revise(self, step: DenoisingStep, selection: Selection, state: list[int]) -> Revision:
         if state or step.canvas.num_open != self.left:
             return Revision()
         state.append(self.place)
@@ -376,7 +376,7 @@ class Cut(StopPolicy):
     length: int
     after: int
 
-    def after_commit(self, step: Step, state: Any) -> Finish | None:
+    def after_commit(self, step: DenoisingStep, state: Any) -> Finish | None:
         return Finish(length=self.length) if step.forward == self.after else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,11 +13,11 @@ from diffusion.exact_laws import list_task, random_chain, random_joint, write
 from hasten.core import SamplingParams
 from hasten.diffusion.base import Helpers
 from hasten.diffusion.canvas import Canvas, DenoiserSpec, Query
+from hasten.diffusion.defaults import REFERENCE, reference_of
 from hasten.diffusion.drawing import noise_source
 from hasten.diffusion.loop import Writing, denoise
 from hasten.diffusion.parse import parse_strategy
 from hasten.diffusion.selectors.joint import Joint
-from hasten.diffusion.strategy import Strategy
 from hasten.errors import ConfigError
 
 SAMPLED = SamplingParams(temperature=1.0)
@@ -97,14 +98,17 @@ def test_one_token_a_forward_is_the_reference_and_asks_no_sampler(params):
         assert not helpers.sampler.calls
     strategy = parse_strategy("joint:1", oracle.spec, helpers)
     assert strategy.guarantee == "exact"
-    assert strategy.reference.selector == parse_strategy("static:order=entropy", oracle.spec).selector
+    assert reference_of(strategy).selector == parse_strategy("static:order=entropy", oracle.spec).selector
 
 
 def test_the_law_of_the_texts_goes_from_marginal_to_joint_with_the_sampler():
     for seed in range(6):
         oracle = random_joint(seed, num_words=2, length=4, concentration=0.3)
         found = [
-            distance(law(oracle, Strategy(selector=Joint(4, sampler=Sampler(oracle, share)))), oracle.probs)
+            distance(
+                law(oracle, replace(REFERENCE, selector=Joint(4, sampler=Sampler(oracle, share)))),
+                oracle.probs,
+            )
             for share in (0.0, 0.5, 0.9, 1.0)
         ]
         marginal = distance(law(oracle, parse_strategy("static:4", oracle.spec)), oracle.probs)
@@ -116,7 +120,10 @@ def test_the_law_of_the_texts_goes_from_marginal_to_joint_with_the_sampler():
 def test_fewer_tokens_a_forward_bring_the_law_nearer():
     oracle = random_joint(2, num_words=2, length=4, concentration=0.3)
     found = [
-        distance(law(oracle, Strategy(selector=Joint(tokens, sampler=Sampler(oracle, 0.0)))), oracle.probs)
+        distance(
+            law(oracle, replace(REFERENCE, selector=Joint(tokens, sampler=Sampler(oracle, 0.0)))),
+            oracle.probs,
+        )
         for tokens in (4, 2, 1)
     ]
     assert found[0] > found[1] > found[2] == pytest.approx(0, abs=1e-9)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,9 +14,9 @@ from hasten.diffusion.base import Helpers
 from hasten.diffusion.blocks.fixed import FixedBlocks
 from hasten.diffusion.canvas import Canvas, DenoiserSpec
 from hasten.diffusion.confidence_filter import ConfidenceFilter, load_filter, save_filter
+from hasten.diffusion.defaults import REFERENCE
 from hasten.diffusion.parse import parse_strategy
 from hasten.diffusion.selectors.oracle import Oracle
-from hasten.diffusion.strategy import Strategy
 from hasten.errors import ConfigError, IncompatibleModels, StoreError
 
 SAMPLED = SamplingParams(temperature=1.0)
@@ -51,7 +53,7 @@ def test_the_oracle_writes_the_text_of_the_reference_in_no_more_forwards(params)
         for seed in range(25):
             oracle = make(seed)
             plain = write(oracle, "static", params=params, seed=seed)
-            chosen = Strategy(selector=Oracle(answer=np.array(plain.token_ids)))
+            chosen = replace(REFERENCE, selector=Oracle(answer=np.array(plain.token_ids)))
             fast = write(oracle, chosen, params=params, seed=seed)
             assert fast.token_ids == plain.token_ids
             assert fast.stats.num_forwards <= plain.stats.num_forwards
@@ -62,7 +64,7 @@ def test_the_oracle_writes_the_text_of_the_reference_in_no_more_forwards(params)
 def test_the_oracle_writes_a_whole_answer_at_once_where_only_one_is_right():
     oracle = list_task("reverse", 9)
     answer = write(oracle, "static").token_ids
-    assert write(oracle, Strategy(selector=Oracle(answer=np.array(answer)))).stats.num_forwards == 1
+    assert write(oracle, replace(REFERENCE, selector=Oracle(answer=np.array(answer)))).stats.num_forwards == 1
 
 
 def test_the_oracle_leaves_the_surest_candidate_where_it_is_wrong():
@@ -70,7 +72,7 @@ def test_the_oracle_leaves_the_surest_candidate_where_it_is_wrong():
     logits[0] = [[9, 0], [3, 0], [0, 3]]
     logits[1] = [[0, 9], [9, 0], [0, 9]]
     answer = np.array([1, 0, 1])
-    first, second = write(ScriptedOracle(logits), Strategy(selector=Oracle(answer=answer))).records
+    first, second = write(ScriptedOracle(logits), replace(REFERENCE, selector=Oracle(answer=answer))).records
     assert first.positions.tolist() == [1, 2]
     assert second.positions.tolist() == [0]
 
@@ -79,7 +81,7 @@ def test_the_oracle_goes_on_where_no_candidate_is_right():
     oracle = random_joint(3, length=4)
     likeliest = write(oracle, "static").token_ids
     never = [(token_id + 1) % oracle.num_words for token_id in likeliest]
-    assert write(oracle, Strategy(selector=Oracle(answer=np.array(never)))).token_ids == never
+    assert write(oracle, replace(REFERENCE, selector=Oracle(answer=np.array(never)))).token_ids == never
 
 
 @pytest.mark.parametrize("params", [SamplingParams(), SAMPLED], ids=["greedy", "sampled"])

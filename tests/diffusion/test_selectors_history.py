@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from diffusion.exact_laws import ScriptedOracle, random_chain, random_joint, write
-from hasten.diffusion.base import Step
 from hasten.diffusion.canvas import Block, Canvas, Prediction
 from hasten.diffusion.selectors import CcdDs, Klass
+from hasten.diffusion.steps import DenoisingStep
 from hasten.diffusion.transforms.ccd_history import CcdHistory
 
 WORDS = 4
@@ -161,7 +161,7 @@ def seen(transform: CcdHistory, forwards, is_open, state, first=0) -> list[np.nd
     block, places, laws = Block(0, len(is_open)), np.arange(len(is_open)), []
     for number, logits in enumerate(forwards):
         prediction = Prediction(places, torch.from_numpy(logits))
-        step = Step(canvas, block, prediction, 0, first + number)
+        step = DenoisingStep(canvas, block, prediction, 0, first + number)
         laws.append(transform.apply(step, [], state).probs.numpy())
     return laws
 
@@ -238,7 +238,7 @@ def test_a_block_that_is_written_again_is_not_remembered(selector: Klass | CcdDs
     canvas = Canvas.after((), np.full(6, WORDS))
     state = selector.start(canvas)
     prediction = Prediction(np.arange(6), torch.from_numpy(sure(*np.linspace(0.98, 0.93, 6))))
-    first = Step(canvas, Block(0, 6), prediction, 0, 0)
+    first = DenoisingStep(canvas, Block(0, 6), prediction, 0, 0)
     for _ in range(3):
         assert selector.select(first, state).positions.tolist() == [0]
     written = replace(first, canvas=canvas.fork(), forward_in_block=1)

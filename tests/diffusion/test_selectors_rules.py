@@ -10,16 +10,17 @@ import torch
 from hypothesis import given, strategies as st
 
 from diffusion.exact_laws import JointOracle, random_chain, random_joint, write
-from hasten.diffusion.base import Selector, Step
+from hasten.diffusion.base import Selector
 from hasten.diffusion.canvas import Block, Canvas, DenoiserSpec, Prediction
 from hasten.diffusion.parse import parse_strategy
 from hasten.diffusion.selectors import Auto, EntropyBound, Factor, LocalLeap
+from hasten.diffusion.steps import DenoisingStep
 
 WORDS = 6
 SPEC = DenoiserSpec(mask_id=WORDS)
 
 
-def step_of(laws, is_open=None) -> Step:
+def step_of(laws, is_open=None) -> DenoisingStep:
     """One prediction, [length, words]; what is not open was written before."""
     laws = np.asarray(laws, dtype=np.float64)
     is_open = np.ones(len(laws), dtype=bool) if is_open is None else np.asarray(is_open, dtype=bool)
@@ -27,7 +28,7 @@ def step_of(laws, is_open=None) -> Step:
     canvas.commit(np.flatnonzero(~is_open), np.zeros((~is_open).sum(), dtype=np.int64))
     positions = np.flatnonzero(is_open)
     prediction = Prediction(positions, torch.from_numpy(np.log(laws[is_open])))
-    return Step(canvas, Block(0, len(laws)), prediction, 0, 0)
+    return DenoisingStep(canvas, Block(0, len(laws)), prediction, 0, 0)
 
 
 def sure(*confidences):
@@ -39,7 +40,7 @@ def sure(*confidences):
 parsed = cache(lambda text: parse_strategy(text, SPEC).selector)
 
 
-def chosen(selector: str | Selector, step: Step) -> list[int]:
+def chosen(selector: str | Selector, step: DenoisingStep) -> list[int]:
     made = parsed(selector) if isinstance(selector, str) else selector
     return made.select(step, made.start(step.canvas)).positions.tolist()
 
@@ -119,7 +120,7 @@ def test_a_threshold_is_reached_by_equality_and_the_surest_is_always_written() -
 
 
 @given(steps(), st.floats(0.05, 3))
-def test_a_factor_writes_the_largest_number_that_is_sure_enough(step: Step, f: float) -> None:
+def test_a_factor_writes_the_largest_number_that_is_sure_enough(step: DenoisingStep, f: float) -> None:
     values = sorted(step.open.confidence, reverse=True)
     fits = [n for n in range(1, len(values) + 1) if values[n - 1] >= 1 - f / (n + 1) - 1e-6]
     number = max(fits, default=1)
@@ -133,7 +134,7 @@ def test_a_factor_writes_the_largest_number_that_is_sure_enough(step: Step, f: f
 def test_a_factor_bound_that_is_met_exactly_is_met_in_spite_of_rounding(number: int, dtype) -> None:
     step = step_of(sure(*[1 - 1 / number] * number))
     rounded = Prediction(step.prediction.positions, step.prediction.logits.to(dtype))
-    step = Step(step.canvas, step.block, rounded, 0, 0)
+    step = DenoisingStep(step.canvas, step.block, rounded, 0, 0)
     assert len(chosen("factor", step)) == number - 1
 
 
@@ -141,14 +142,14 @@ def test_a_factor_bound_that_is_met_exactly_is_met_in_spite_of_rounding(number: 
 
 
 @given(steps(), st.floats(0, 2))
-def test_an_entropy_bound_writes_the_largest_number_within_it(step: Step, gamma: float) -> None:
+def test_an_entropy_bound_writes_the_largest_number_within_it(step: DenoisingStep, gamma: float) -> None:
     entropies = np.sort(step.open.entropy)
     fits = [n for n in range(1, len(entropies) + 1) if entropies[: n - 1].sum() <= gamma + 1e-12]
     assert len(chosen(EntropyBound(gamma), step)) == max(fits)
 
 
 @given(steps(), st.floats(0.01, 2))
-def test_an_entropy_bound_accepts_what_diffusion_gemma_accepts(step: Step, gamma: float) -> None:
+def test_an_entropy_bound_accepts_what_diffusion_gemma_accepts(step: DenoisingStep, gamma: float) -> None:
     from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
         EntropyBoundSampler,
         EntropyBoundSamplerConfig,
@@ -194,7 +195,7 @@ def test_what_is_written_together_depends_on_each_other_by_no_more_than_the_boun
 
 
 @given(steps())
-def test_every_low_entropy_is_written_or_the_lowest(step: Step) -> None:
+def test_every_low_entropy_is_written_or_the_lowest(step: DenoisingStep) -> None:
     low = step.open.positions[step.open.entropy <= 0.5].tolist()
     assert chosen("entropy", step) == (low or [int(step.open.positions[step.open.entropy.argmin()])])
 
@@ -203,7 +204,9 @@ def test_every_low_entropy_is_written_or_the_lowest(step: Step) -> None:
 
 
 @given(steps(), st.integers(0, 5))
-def test_a_leap_writes_what_the_threshold_does_and_more_only_near_it(step: Step, radius: int) -> None:
+def test_a_leap_writes_what_the_threshold_does_and_more_only_near_it(
+    step: DenoisingStep, radius: int
+) -> None:
     anchors = step.open.positions[step.open.confidence >= 0.8 - 1e-6]
     strict = chosen("threshold:0.8", step)
     written = chosen(LocalLeap(0.8, 0.5, radius), step)
@@ -234,7 +237,7 @@ def test_the_surest_of_every_gap_is_written() -> None:
 
 
 @given(steps())
-def test_a_hierarchy_adds_at_most_one_token_a_gap_to_the_threshold(step: Step) -> None:
+def test_a_hierarchy_adds_at_most_one_token_a_gap_to_the_threshold(step: DenoisingStep) -> None:
     written, strict = chosen("hierarchy", step), chosen("threshold", step)
     assert set(strict) <= set(written)
     gaps = 1 + int((np.diff(step.open.positions) > 1).sum())
@@ -245,7 +248,7 @@ def test_a_hierarchy_adds_at_most_one_token_a_gap_to_the_threshold(step: Step) -
 
 
 @given(steps(), st.floats(0.1, 3), st.floats(0, 2))
-def test_auto_writes_as_many_as_both_bounds_allow(step: Step, f: float, gamma: float) -> None:
+def test_auto_writes_as_many_as_both_bounds_allow(step: DenoisingStep, f: float, gamma: float) -> None:
     """With laws of this form the surest token and the lowest entropy are one order."""
     by_factor, by_entropy = chosen(Factor(f), step), chosen(EntropyBound(gamma), step)
     written = chosen(Auto(f, gamma), step)

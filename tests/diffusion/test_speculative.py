@@ -19,6 +19,7 @@ from diffusion.enumerated import (
 from diffusion.exact_laws import random_joint, write
 from hasten.core import SamplingParams
 from hasten.diffusion.canvas import Prediction
+from hasten.diffusion.defaults import reference_of
 from hasten.diffusion.drawing import Draw
 from hasten.diffusion.parse import parse_strategy
 from hasten.diffusion.rejection import weighed
@@ -193,7 +194,7 @@ def test_an_order_that_predictions_decide_is_refused(base):
 def test_it_promises_the_law_and_not_the_text():
     spec = random_joint(0).spec
     assert parse_strategy("static:order=random+speculative", spec).guarantee == "distribution"
-    assert parse_strategy("static:order=random+speculative", spec).reference.selector.order == "random"
+    assert reference_of(parse_strategy("static:order=random+speculative", spec)).selector.order == "random"
 
 
 def test_no_canvas_at_all_cannot_be_asked_for():

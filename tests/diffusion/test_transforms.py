@@ -13,9 +13,10 @@ from diffusion.exact_laws import random_joint, write
 from diffusion.tables import FunctionDenoiser, table_denoiser
 from hasten.constraints.base import Constraint
 from hasten.core import SamplingParams
-from hasten.diffusion.base import Step
 from hasten.diffusion.canvas import Block, Canvas, DenoiserSpec, Prediction, Query
+from hasten.diffusion.defaults import reference_of
 from hasten.diffusion.parse import parse_strategy
+from hasten.diffusion.steps import DenoisingStep
 from hasten.diffusion.transforms import Credit, Guidance, Temperature, Unseen
 from hasten.errors import ConfigError
 
@@ -23,10 +24,12 @@ SAMPLED = SamplingParams(temperature=1.0)
 PROMPT = [1, 2]
 
 
-def step_on(logits: torch.Tensor, forward: int) -> Step:
+def step_on(logits: torch.Tensor, forward: int) -> DenoisingStep:
     """A pass over a canvas that is all open, and one block."""
     canvas = Canvas.after([], np.full(len(logits), logits.shape[-1]))
-    return Step(canvas, Block(0, len(canvas)), Prediction(np.arange(len(canvas)), logits), forward, forward)
+    return DenoisingStep(
+        canvas, Block(0, len(canvas)), Prediction(np.arange(len(canvas)), logits), forward, forward
+    )
 
 
 # guidance
@@ -84,7 +87,7 @@ def test_the_query_without_the_prompt_reads_and_stores_no_rows() -> None:
 
 def test_guidance_is_part_of_the_question() -> None:
     strategy = parse_strategy("threshold+cfg:2", table_denoiser(0).spec)
-    assert [one.name for one in strategy.reference.transforms] == ["cfg"]
+    assert [one.name for one in reference_of(strategy).transforms] == ["cfg"]
     assert parse_strategy("static+cfg:2", table_denoiser(0).spec).guarantee == "exact"
 
 
@@ -241,7 +244,7 @@ def test_written_tokens_are_predicted_without_being_seen() -> None:
         ([3], [1, 2, 3, 3]),
     ]
     [own, *others] = denoiser.forward([query, *extras])
-    step = Step(canvas, Block(1, 4), own, 0, 0)
+    step = DenoisingStep(canvas, Block(1, 4), own, 0, 0)
     changed = transform.apply(step, others, None)
     assert changed.token_ids.tolist() == [1, 0, 1, 0]
     assert own.token_ids.tolist() == [1, 2, 1, 1]

@@ -15,9 +15,10 @@ from typing import Any
 from hasten.bench.prompts import load_prompt_set, spread
 from hasten.chat import chat_prompt
 from hasten.core import SamplingParams
+from hasten.diffusion.base import Strategy
+from hasten.diffusion.defaults import reference_of
 from hasten.diffusion.engine import DiffusionModel, DiffusionOutput
 from hasten.diffusion.list_tasks import MAX_SIZE, MIN_SIZE, TASKS, Question, is_correct, sample_questions
-from hasten.diffusion.strategy import Strategy
 from hasten.errors import ConfigError
 
 LISTS = "lists"
@@ -177,7 +178,7 @@ class CanvasBenchmark:
     def promises_the_reference(self, method: str) -> bool:
         """Whether a method is exact, and its reference is the benchmark's."""
         strategy, reference = self._strategies[method], self._strategies[self.config.reference]
-        return strategy.guarantee == "exact" and strategy.reference == reference.reference
+        return strategy.guarantee == "exact" and reference_of(strategy) == reference_of(reference)
 
     def _params(self, size: int, place: int = 0) -> SamplingParams:
         """Each prompt has a seed of its own, the same for all methods."""

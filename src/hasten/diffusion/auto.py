@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from hasten.diffusion.base import Strategy
 from hasten.diffusion.blocks.fixed import DEFAULT_SIZE
 from hasten.diffusion.canvas import Canvas, DenoiserSpec
 from hasten.diffusion.parse import parse_strategy
-from hasten.diffusion.strategy import Strategy
 
 
 def auto_strategy(spec: DenoiserSpec, canvas: Canvas) -> Strategy:

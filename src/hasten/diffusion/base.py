@@ -1,4 +1,4 @@
-"""What a policy of the diffusion loop may decide, and what it sees when it does.
+"""What a policy of the diffusion loop may decide, and a strategy: one choice for each decision.
 
 Policies are frozen values without state of their own: ``start`` gives the state of one canvas, the loop
 hands it back to every call, and forks it to look ahead. ``refuses`` names the reason why a policy cannot work
@@ -10,117 +10,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
-import numpy as np
-
-from hasten.core import Guarantee, SamplingParams
+from hasten.constraints.base import Constraint
+from hasten.core import Guarantee
 from hasten.diffusion.canvas import Block, Canvas, DenoiserSpec, Ids, Prediction, Query
 from hasten.diffusion.drawing import Draw
-
-if TYPE_CHECKING:
-    from hasten.diffusion.strategy import Strategy
+from hasten.diffusion.steps import NONE, DenoisingStep, Finish, Plan, Revision, Selection, Turn
+from hasten.errors import ConfigError
 
 Wants = Literal["open", "block", "canvas"]
-Inquiry = Generator[list[Query], list[Prediction], "Selection"]
+Inquiry = Generator[list[Query], list[Prediction], Selection]
 
-NONE: Ids = np.empty(0, dtype=np.int64)
-_GREEDY = Draw(SamplingParams())
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One forward pass, as policies see it."""
-
-    canvas: Canvas
-    block: Block
-    prediction: Prediction
-    """of every wanted position that was computed; transforms and constraint applied"""
-    forward: int
-    """predictions that this canvas has had before"""
-    forward_in_block: int
-    """predictions that it has had in this block before"""
-    sequence: int = 0
-    """the canvas's number in the session, for queries of a selector's own"""
-    draw: Draw = _GREEDY
-    """gives predictions of a selector's own their candidates; knows the laws that these are drawn from"""
-
-    @property
-    def num_open(self) -> int:
-        """Open positions of the block."""
-        return len(self.canvas.open_in(self.block))
-
-    @cached_property
-    def open(self) -> Prediction:
-        """Of the open positions of the block that were predicted: what may be committed now."""
-        waiting = self.canvas.open_in(self.block)
-        return self.prediction.at(np.intersect1d(waiting, self.prediction.positions, assume_unique=True))
-
-    @cached_property
-    def everywhere(self) -> Prediction:
-        """Of all open positions that were predicted, after the block too."""
-        positions = self.prediction.positions
-        return self.prediction.at(positions[self.canvas.is_open[positions]])
-
-
-@dataclass(frozen=True, eq=False)
-class Selection:
-    """What to write now."""
-
-    positions: Ids
-    """int64 [n], open ones"""
-    token_ids: Ids
-    """int64 [n]"""
-
-    @classmethod
-    def of(cls, prediction: Prediction, chosen: Any) -> Selection:
-        """The candidates of some rows of a prediction; ``chosen`` is a bool mask or row numbers."""
-        return cls(prediction.positions[chosen], prediction.token_ids[chosen])
-
-
-@dataclass(frozen=True, eq=False)
-class Revision:
-    """What to take back after a commit: positions to open again, and tokens to replace."""
-
-    reopened: Ids = field(default_factory=lambda: NONE)
-    edited: Ids = field(default_factory=lambda: NONE)
-    token_ids: Ids = field(default_factory=lambda: NONE)
-    """int64: the tokens of the edited positions"""
-    kept: Ids = field(default_factory=lambda: NONE)
-    """positions to open again that go on holding their token; the reopened ones get fresh noise"""
-    looks_again: bool = False
-    """whether the block shall be predicted once more although nothing of it is open"""
-
-
-@dataclass(frozen=True)
-class Finish:
-    """The end of a text: cut to ``length``, where given, and write all that is open with its candidates."""
-
-    length: int | None = None
-    fills: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Turn:
-    """A forward pass that is about to happen, as a cache policy sees it."""
-
-    canvas: Canvas
-    block: Block
-    forward_in_block: int
-    upcoming: Ids | None = None
-    """the positions that will be committed after it, where the selector's order is known in advance"""
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """Which rows a forward pass computes, see Query."""
-
-    computed: Ids | None = None
-    stores: bool = False
-    compared: Plan | None = None
-    """another plan for the same canvas: the cache policy is told both predictions, the text follows this"""
+_STRENGTH: tuple[Guarantee, ...] = ("approximate", "distribution", "exact")
 
 
 @dataclass(frozen=True)
@@ -175,7 +78,7 @@ class BlockPolicy(Policy):
     def window(self, canvas: Canvas) -> Block:
         """The widest block that may come next; it begins at or before the first open position."""
 
-    def choose(self, window: Block, step: Step) -> Block:
+    def choose(self, window: Block, step: DenoisingStep) -> Block:
         """The block, from a first prediction of the window; it begins where the window does."""
         return window
 
@@ -194,17 +97,15 @@ class Selector(Policy):
         return False
 
     @property
-    def reference(self) -> Selector:
-        """The one-token-a-forward selector whose text this one wants to write faster."""
-        from hasten.diffusion.selectors.static import Static
+    def reference(self) -> Selector | None:
+        """The one-token-a-forward selector whose text this one writes faster; None for the default."""
+        return None
 
-        return Static()
-
-    def select(self, step: Step, state: Any) -> Selection:
+    def select(self, step: DenoisingStep, state: Any) -> Selection:
         """At least one open position of the block; by default the surest, as the reference."""
         return Selection.of(step.open, [int(step.open.confidence.argmax())])
 
-    def inquire(self, step: Step, state: Any) -> Inquiry:
+    def inquire(self, step: DenoisingStep, state: Any) -> Inquiry:
         """``select`` for selectors that ask for more predictions first: a generator of queries."""
         return self.select(step, state)
         yield []
@@ -222,7 +123,7 @@ class Transform(Policy):
         return []
 
     @abstractmethod
-    def apply(self, step: Step, extras: list[Prediction], state: Any) -> Prediction:
+    def apply(self, step: DenoisingStep, extras: list[Prediction], state: Any) -> Prediction:
         """``step.prediction`` with other logits."""
 
 
@@ -234,11 +135,11 @@ class StopPolicy(Policy):
     ends_open: ClassVar[bool] = False
     """whether it is certain to end a canvas that is never all written, such as one of uniform noise"""
 
-    def before_commit(self, step: Step, state: Any) -> Finish | None:
+    def before_commit(self, step: DenoisingStep, state: Any) -> Finish | None:
         """After a forward pass, before its selection."""
         return None
 
-    def after_commit(self, step: Step, state: Any) -> Finish | None:
+    def after_commit(self, step: DenoisingStep, state: Any) -> Finish | None:
         """After the selection was written and revised, unless a reviser wants to look at a full block again.
 
         Only a ``length`` counts here.
@@ -250,7 +151,7 @@ class Reviser(Policy):
     """What is taken back after a commit."""
 
     @abstractmethod
-    def revise(self, step: Step, selection: Selection, state: Any) -> Revision: ...
+    def revise(self, step: DenoisingStep, selection: Selection, state: Any) -> Revision: ...
 
 
 class CachePolicy(Policy):
@@ -278,19 +179,76 @@ class Verifier(Policy):
     """
 
     @abstractmethod
-    def drafts(self, step: Step, guesses: Iterator[Canvas], state: Any) -> list[Canvas]:
+    def drafts(self, step: DenoisingStep, guesses: Iterator[Canvas], state: Any) -> list[Canvas]:
         """Some of the canvases that ``guesses`` foresees, in order; it ends with the block.
 
         ``step`` is the last forward pass, from whose prediction they are guessed.
         """
 
-    def imagined(self, step: Step, state: Any) -> Step:
+    def imagined(self, step: DenoisingStep, state: Any) -> DenoisingStep:
         """What a forward pass of a foreseen canvas may tell; by default, what the last one told.
 
         ``step`` has the foreseen canvas, and the prediction of the canvas before it.
         """
         return step
 
-    def settle(self, step: Step, selection: Selection, draw: Draw, state: Any) -> Selection:
+    def settle(self, step: DenoisingStep, selection: Selection, draw: Draw, state: Any) -> Selection:
         """The tokens that are written at the selected positions."""
         return selection
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy:
+    """How a canvas is written: one choice for each decision of the loop; see ``defaults.REFERENCE``."""
+
+    blocks: BlockPolicy
+    selector: Selector
+    cache: CachePolicy
+    transforms: tuple[Transform, ...] = ()
+    stops: tuple[StopPolicy, ...] = ()
+    revisers: tuple[Reviser, ...] = ()
+    verifier: Verifier | None = None
+    constraint: Constraint | None = None
+
+    @property
+    def policies(self) -> Iterator[Policy]:
+        yield from (self.blocks, self.selector, *self.transforms, *self.stops, *self.revisers, self.cache)
+        if self.verifier is not None:
+            yield self.verifier
+
+    @property
+    def name(self) -> str:
+        """As ``parse_strategy`` reads it, without the values of parameters."""
+        parts = [one for one in self.policies if one is not self.cache]
+        return "+".join(one.name for one in parts) + f"/{self.cache.name}"
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """What the text is to that of ``defaults.reference_of`` it: the weakest promise of any part."""
+        return min((one.guarantee for one in self.policies), key=_STRENGTH.index)
+
+    def check(self, spec: DenoiserSpec) -> None:
+        """Raises ConfigError, with the reason, for a combination that cannot work."""
+        for policy in self.policies:
+            if reason := policy.refuses(self, spec):
+                raise ConfigError(f"{policy.name!r} cannot work in {self.name!r}: {reason}")
+        if spec.noise == "uniform" and not (self.revisers and any(one.ends_open for one in self.stops)):
+            raise ConfigError(
+                f"{self.name!r} cannot write with uniform noise, where every position stays open: it needs a "
+                "reviser and a stop policy that ends it, such as 'editable+fixed-point' or 'renoise+stable'"
+            )
+
+    def check_canvas(self, canvas: Canvas) -> None:
+        """Raises ConfigError where a canvas does not suit, such as one that the blocks do not divide."""
+        self.blocks.window(canvas)
+        if self.cuts_the_end and canvas.first_open < canvas.last_given:
+            names = ", ".join(one.name for one in self.stops if one.cuts_the_end)
+            raise ConfigError(f"{names} cuts the end of a text, but here a gap has given text behind it")
+
+    @property
+    def cuts_the_end(self) -> bool:
+        return any(one.cuts_the_end for one in self.stops)
+
+    def constrained(self, constraint: Constraint | None) -> Strategy:
+        """The same with a constraint."""
+        return replace(self, constraint=constraint)

@@ -17,17 +17,15 @@ from collections.abc import Sequence as AbstractSequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from hasten.core import SPEC_FILE
 from hasten.errors import ConfigError, ModelError, PromptError
 from hasten.files import write_text
-
-if TYPE_CHECKING:
-    import torch
 
 Ids = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -290,16 +288,12 @@ class Prediction:
     @cached_property
     def confidence(self) -> NDArray[np.float64]:
         """float64 [rows]: the probability of the candidate."""
-        import torch
-
         index = torch.from_numpy(self.token_ids).to(self.logits.device)
         return _numpy(self.probs.gather(-1, index[:, None])[:, 0])
 
     @cached_property
     def entropy(self) -> NDArray[np.float64]:
         """float64 [rows], nats."""
-        import torch
-
         return _numpy(torch.special.entr(self.probs).sum(-1))
 
     @cached_property
@@ -327,8 +321,6 @@ class Prediction:
         """Only these positions, ascending. Raises KeyError for one that was not predicted."""
         if len(positions) == len(self.positions) and (positions == self.positions).all():
             return self
-        import torch
-
         rows = self.rows_of(positions)
         index = torch.from_numpy(rows).to(self.logits.device)
         return Prediction(

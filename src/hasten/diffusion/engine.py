@@ -14,7 +14,7 @@ from hasten.constraints.base import Constraint
 from hasten.core import FinishReason, Guarantee, SamplingParams, sampling_params
 from hasten.detokenising import Detokeniser, GrowingText
 from hasten.diffusion.auto import auto_strategy, exact_strategy
-from hasten.diffusion.base import Helpers
+from hasten.diffusion.base import Helpers, Strategy
 from hasten.diffusion.canvas import Block, Canvas, Denoiser
 from hasten.diffusion.denoisers.guide import load_guide
 from hasten.diffusion.denoisers.loading import load_denoiser
@@ -23,7 +23,6 @@ from hasten.diffusion.limits import Limits
 from hasten.diffusion.loop import Writing, denoise
 from hasten.diffusion.parse import parse_strategy
 from hasten.diffusion.prompts import CanvasReader, Gap, Template, Text, parse_template
-from hasten.diffusion.strategy import Strategy
 from hasten.diffusion.trace import DiffusionStats, Record
 from hasten.diffusion.trained import find_filter, find_sampler
 from hasten.diffusion.transforms.no_eos import NoEos

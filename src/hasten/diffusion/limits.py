@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from hasten.constraints.base import Constraint, ConstraintRun
-from hasten.diffusion.base import Selection
 from hasten.diffusion.canvas import Block, Canvas, Prediction
+from hasten.diffusion.steps import Selection
 
 
 class Limits:

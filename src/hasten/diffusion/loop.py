@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hasten.diffusion.base import NONE, Finish, Plan, Policy, Revision, Selection, Step, Turn, Verifier
+from hasten.diffusion.base import Policy, Strategy, Verifier
 from hasten.diffusion.canvas import Block, Canvas, Denoiser, Ids, Prediction, Query
 from hasten.diffusion.drawing import Draw, Noise
 from hasten.diffusion.limits import Limits
-from hasten.diffusion.strategy import Strategy
+from hasten.diffusion.steps import NONE, DenoisingStep, Finish, Plan, Revision, Selection, Turn
 from hasten.diffusion.trace import DiffusionStats, Record
 
 Asking = Generator[list[Query], list[Prediction], None]
@@ -70,7 +70,7 @@ class Writing:
         self._wants = {one.wants for one in policies}
         self._wants_hidden = any(one.wants_hidden for one in policies)
         self._ahead: dict[bytes, _Answers] = {}
-        self._last: Step | None = None
+        self._last: DenoisingStep | None = None
         self._rows = 0
 
     def _state(self, policy: Policy) -> Any:
@@ -100,14 +100,14 @@ class Writing:
             self._last = step
             step = yield from self._look(step.block, step.forward_in_block + 1)
 
-    def _asked_to_stop(self, step: Step, moment: Literal["before_commit", "after_commit"]) -> Finish:
+    def _asked_to_stop(self, step: DenoisingStep, moment: Literal["before_commit", "after_commit"]) -> Finish:
         """What all stop policies want together."""
         wishes = [getattr(stop, moment)(step, self._state(stop)) for stop in self.strategy.stops]
         made = [wish for wish in wishes if wish is not None]
         lengths = [wish.length for wish in made if wish.length is not None]
         return Finish(min(lengths, default=None), any(wish.fills for wish in made))
 
-    def _cut(self, step: Step, finish: Finish) -> Step:
+    def _cut(self, step: DenoisingStep, finish: Finish) -> DenoisingStep:
         """The step on the shortened canvas."""
         if finish.length is None or finish.length >= len(self.canvas):
             return step
@@ -117,11 +117,13 @@ class Writing:
         start, end = step.block
         return replace(step, prediction=kept, block=Block(start, min(end, finish.length)))
 
-    def _look(self, block: Block, forward_in_block: int) -> Generator[list[Query], list[Prediction], Step]:
+    def _look(
+        self, block: Block, forward_in_block: int
+    ) -> Generator[list[Query], list[Prediction], DenoisingStep]:
         """The prediction of the canvas as it is now, ready to be decided on."""
         answers = yield from self._predict(block, forward_in_block)
         number = self.stats.num_steps - 1
-        step = Step(
+        step = DenoisingStep(
             self.canvas, block, answers.prediction, number, forward_in_block, self.sequence, self.draw
         )
         for transform, extras in zip(self.strategy.transforms, answers.extras, strict=True):
@@ -166,7 +168,7 @@ class Writing:
             return []
         return verifier.drafts(self._last, self._foreseen(self._last, verifier), self._state(verifier))
 
-    def _foreseen(self, last: Step, verifier: Verifier) -> Iterator[Canvas]:
+    def _foreseen(self, last: DenoisingStep, verifier: Verifier) -> Iterator[Canvas]:
         """What the canvas becomes if later predictions are as imagined, by default like the last one."""
         selector = self.strategy.selector
         state = copy.deepcopy(self._state(selector))
@@ -211,7 +213,7 @@ class Writing:
             is_wanted |= canvas.is_open
         return np.flatnonzero(is_wanted)
 
-    def _commit(self, step: Step, *, fills: bool) -> Generator[list[Query], list[Prediction], bool]:
+    def _commit(self, step: DenoisingStep, *, fills: bool) -> Generator[list[Query], list[Prediction], bool]:
         """Writes and revises; whether the block shall be looked at again even if nothing is open."""
         strategy = self.strategy
         if fills or not step.num_open:
@@ -231,7 +233,7 @@ class Writing:
         self.records.append(self._record(step, selection, revisions))
         return any(one.looks_again for one in revisions)
 
-    def _revise(self, step: Step, selection: Selection) -> list[Revision]:
+    def _revise(self, step: DenoisingStep, selection: Selection) -> list[Revision]:
         forward = self.stats.num_forwards
         revisions = []
         for reviser in self.strategy.revisers:
@@ -242,7 +244,7 @@ class Writing:
             revisions.append(revision)
         return revisions
 
-    def _record(self, step: Step, selection: Selection, revisions: list[Revision]) -> Record:
+    def _record(self, step: DenoisingStep, selection: Selection, revisions: list[Revision]) -> Record:
         guesses = self.canvas.token_ids.copy()
         seen = step.prediction.positions
         is_guess = self.canvas.is_open[seen]

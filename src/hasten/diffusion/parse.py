@@ -20,16 +20,17 @@ from hasten.diffusion.base import (
     Reviser,
     Selector,
     StopPolicy,
+    Strategy,
     Transform,
     Verifier,
 )
-from hasten.diffusion.blocks import BLOCKS, FixedBlocks
+from hasten.diffusion.blocks import BLOCKS
 from hasten.diffusion.caches import CACHES
 from hasten.diffusion.canvas import DenoiserSpec
+from hasten.diffusion.defaults import default_blocks
 from hasten.diffusion.revisers import REVISERS
 from hasten.diffusion.selectors import SELECTORS
 from hasten.diffusion.stops import STOPS
-from hasten.diffusion.strategy import Strategy
 from hasten.diffusion.transforms import TRANSFORMS
 from hasten.diffusion.verifiers import VERIFIERS
 from hasten.errors import ConfigError
@@ -70,13 +71,6 @@ def parse_strategy(text: str, spec: DenoiserSpec, helpers: Helpers = Helpers()) 
     )
     strategy.check(spec)
     return strategy
-
-
-def default_blocks(spec: DenoiserSpec, size: int | None = None) -> FixedBlocks:
-    """Those of a block-causal denoiser, those of a size, or the largest up to 32 that divide the canvas."""
-    if spec.attention == "block-causal":
-        return FixedBlocks(spec.block_size, aligned=True)
-    return FixedBlocks(size or spec.block_size)
 
 
 def _published_with(parts: list[Policy], helpers: Helpers) -> Selector:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 
-from hasten.diffusion.base import Helpers, Step
+from hasten.diffusion.base import Helpers, Strategy
 from hasten.diffusion.canvas import DenoiserSpec, Ids, Prediction
+from hasten.diffusion.steps import DenoisingStep
 from hasten.errors import ConfigError
-
-if TYPE_CHECKING:
-    from hasten.diffusion.strategy import Strategy
 
 
 class Revealing(Protocol):
@@ -38,7 +36,7 @@ def given_sampler(helpers: Helpers, name: str) -> Any:
     return helpers.sampler
 
 
-def revealed(sampler: Revealing, step: Step, positions: Ids) -> Step:
+def revealed(sampler: Revealing, step: DenoisingStep, positions: Ids) -> DenoisingStep:
     """The step with what the sampler expects at some of the predicted positions, given the step's canvas.
 
     What the last prediction ruled out, such as the mask token and banned ones, stays ruled out.

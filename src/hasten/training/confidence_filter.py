@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from hasten.diffusion.base import Selection, Step, Wants
+from hasten.diffusion.base import Wants
 from hasten.diffusion.blocks.fixed import FixedBlocks
 from hasten.diffusion.canvas import Canvas, Denoiser
 from hasten.diffusion.confidence_filter import ConfidenceFilter
+from hasten.diffusion.defaults import REFERENCE
 from hasten.diffusion.selectors.learn2pd import block_confidences
 from hasten.diffusion.selectors.oracle import Oracle
-from hasten.diffusion.strategy import Strategy
+from hasten.diffusion.steps import DenoisingStep, Selection
 from hasten.errors import ConfigError
 from hasten.training.trajectories import write_canvases
 
@@ -118,14 +119,14 @@ def collect_passes(
     plain = write_canvases(
         denoiser,
         canvases,
-        [Strategy(blocks=blocks)] * len(canvases),
+        [replace(REFERENCE, blocks=blocks)] * len(canvases),
         report=lambda done: report(done, total, {}),
     )
     watched = [_Watched(one.end.token_ids, block_size) for one in plain]
     greedy = write_canvases(
         denoiser,
         canvases,
-        [Strategy(blocks=blocks, selector=one) for one in watched],
+        [replace(REFERENCE, blocks=blocks, selector=one) for one in watched],
         report=lambda done: report(len(canvases) + done, total, {}),
     )
     return [one.passes for one in watched], {
@@ -143,7 +144,7 @@ class _Watched(Oracle):
     """positions of a full block"""
     passes: list[_Pass] = field(default_factory=list)
 
-    def select(self, step: Step, state: Any) -> Selection:
+    def select(self, step: DenoisingStep, state: Any) -> Selection:
         positions = np.arange(step.block.start, step.block.end)
         size = len(positions)
         is_right, is_open = np.ones(self.width, bool), np.zeros(self.width, bool)

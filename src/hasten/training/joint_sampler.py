@@ -10,7 +10,7 @@ next call, so that it learns to go on from them. The model is not changed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,9 @@ from torch.nn import functional
 
 from hasten.core import SamplingParams
 from hasten.diffusion.canvas import Block, Canvas, Denoiser, Ids, Prediction, Query
+from hasten.diffusion.defaults import REFERENCE
 from hasten.diffusion.denoisers.joint_sampler import JointSampler
 from hasten.diffusion.selectors.static import Static
-from hasten.diffusion.strategy import Strategy
 from hasten.errors import ConfigError
 from hasten.training.trajectories import Trajectory, write_canvases
 
@@ -94,7 +94,7 @@ def train_joint_sampler(
     texts = write_canvases(
         denoiser,
         canvases,
-        [Strategy(selector=Static(1, "entropy"))] * len(canvases),
+        [replace(REFERENCE, selector=Static(1, "entropy"))] * len(canvases),
         params=SamplingParams(temperature=options.temperature),
         seed=options.seed,
         report=lambda done: report(done, len(canvases), {}),

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hasten.core import SamplingParams
+from hasten.diffusion.base import Strategy
 from hasten.diffusion.canvas import Canvas, Denoiser
 from hasten.diffusion.drawing import Draw, noise_source
 from hasten.diffusion.loop import Writing, denoise
-from hasten.diffusion.strategy import Strategy
 from hasten.diffusion.trace import Record
 
 GREEDY = SamplingParams()

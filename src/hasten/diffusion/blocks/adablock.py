@@ -7,17 +7,15 @@ one, the block ends there, so that no block cuts a thought in two; else it has t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from hasten.core import System
-from hasten.diffusion.base import BlockPolicy, Helpers, Step
+from hasten.diffusion.base import BlockPolicy, Helpers, Strategy
 from hasten.diffusion.canvas import Block, Canvas, DenoiserSpec
+from hasten.diffusion.steps import DenoisingStep
 from hasten.errors import ConfigError
-
-if TYPE_CHECKING:
-    from hasten.diffusion.strategy import Strategy
 
 SYSTEM = System(
     name="adablock",
@@ -64,7 +62,7 @@ class AdaBlock(BlockPolicy):
         start = canvas.first_open
         return Block(start, min(len(canvas), start + max(self.size, self._reach(canvas))))
 
-    def choose(self, window: Block, step: Step) -> Block:
+    def choose(self, window: Block, step: DenoisingStep) -> Block:
         usual = Block(window.start, min(window.end, window.start + self.size))
         prediction = step.open
         is_near = prediction.positions < window.start + self._reach(step.canvas)

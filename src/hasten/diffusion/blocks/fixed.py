@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from hasten.core import Guarantee
-from hasten.diffusion.base import BlockPolicy
+from hasten.diffusion.base import BlockPolicy, Strategy
 from hasten.diffusion.canvas import Block, Canvas, DenoiserSpec
 from hasten.errors import ConfigError
-
-if TYPE_CHECKING:
-    from hasten.diffusion.strategy import Strategy
 
 DEFAULT_SIZE = 32
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from hasten.core import Guarantee
-from hasten.diffusion.base import BlockPolicy
+from hasten.diffusion.base import BlockPolicy, Strategy
 from hasten.diffusion.canvas import Block, Canvas, DenoiserSpec
-
-if TYPE_CHECKING:
-    from hasten.diffusion.strategy import Strategy
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,15 @@ computed last while some of it was open.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from hasten.core import Guarantee, System
-from hasten.diffusion.base import CachePolicy, Plan, Turn
+from hasten.diffusion.base import CachePolicy, Strategy
 from hasten.diffusion.caches.stored import StoredRows
 from hasten.diffusion.canvas import Canvas, DenoiserSpec
-
-if TYPE_CHECKING:
-    from hasten.diffusion.strategy import Strategy
+from hasten.diffusion.steps import Plan, Turn
 
 SYSTEM = System(
     name="block-cache",

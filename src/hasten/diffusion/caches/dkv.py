@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from hasten.core import Guarantee, System
-from hasten.diffusion.base import CachePolicy, Plan, Turn
+from hasten.diffusion.base import CachePolicy
 from hasten.diffusion.caches.stored import StoredRows
 from hasten.diffusion.canvas import Canvas
+from hasten.diffusion.steps import Plan, Turn
 from hasten.errors import ConfigError
 
 SYSTEM = System(

@@ -9,19 +9,17 @@ block is looked at again.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from hasten.core import System
-from hasten.diffusion.base import Plan, Turn
+from hasten.diffusion.base import Strategy
 from hasten.diffusion.caches.dkv import DelayedCache
 from hasten.diffusion.caches.stored import StoredRows
 from hasten.diffusion.canvas import DenoiserSpec, Mask
+from hasten.diffusion.steps import Plan, Turn
 from hasten.errors import ConfigError
-
-if TYPE_CHECKING:
-    from hasten.diffusion.strategy import Strategy
 
 SYSTEM = System(
     name="dkv-greedy",

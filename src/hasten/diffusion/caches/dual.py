@@ -8,9 +8,9 @@ from typing import ClassVar
 import numpy as np
 
 from hasten.core import System
-from hasten.diffusion.base import Turn
 from hasten.diffusion.caches.prefix import Prefix
 from hasten.diffusion.canvas import Mask
+from hasten.diffusion.steps import Turn
 
 SYSTEM = System(
     name="dual-cache",

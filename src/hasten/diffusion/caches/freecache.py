@@ -9,18 +9,16 @@ describes it, never does.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from hasten.core import System
-from hasten.diffusion.base import CachePolicy, Plan, Turn
+from hasten.diffusion.base import CachePolicy, Strategy
 from hasten.diffusion.caches.stored import StoredRows
 from hasten.diffusion.canvas import Canvas, DenoiserSpec
+from hasten.diffusion.steps import Plan, Turn
 from hasten.errors import ConfigError
-
-if TYPE_CHECKING:
-    from hasten.diffusion.strategy import Strategy
 
 SYSTEM = System(
     name="freecache",

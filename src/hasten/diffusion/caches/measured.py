@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from hasten.diffusion.base import CachePolicy, Plan, Turn
+from hasten.diffusion.base import CachePolicy, Strategy
 from hasten.diffusion.caches.deviation import Deviation
 from hasten.diffusion.caches.stored import StoredRows
 from hasten.diffusion.caches.vicinity import Vicinity
 from hasten.diffusion.canvas import Canvas, DenoiserSpec, Prediction
+from hasten.diffusion.steps import Plan, Turn
 from hasten.errors import ConfigError
-
-if TYPE_CHECKING:
-    from hasten.diffusion.strategy import Strategy
 
 
 @dataclass(slots=True)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from hasten.core import Guarantee
-from hasten.diffusion.base import CachePolicy, Plan, Turn
+from hasten.diffusion.base import CachePolicy
+from hasten.diffusion.steps import Plan, Turn
 
 
 @dataclass(frozen=True)

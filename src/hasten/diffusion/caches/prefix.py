@@ -7,18 +7,16 @@ Under full attention the text before the block would notice the tokens that are 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from hasten.core import Guarantee, System
-from hasten.diffusion.base import CachePolicy, Plan, Turn
+from hasten.diffusion.base import CachePolicy, Strategy
 from hasten.diffusion.caches.stored import StoredRows
 from hasten.diffusion.canvas import Canvas, DenoiserSpec, Mask
+from hasten.diffusion.steps import Plan, Turn
 from hasten.errors import ConfigError
-
-if TYPE_CHECKING:
-    from hasten.diffusion.strategy import Strategy
 
 SYSTEM = System(
     name="prefix-cache",

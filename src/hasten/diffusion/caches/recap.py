@@ -13,9 +13,10 @@ from typing import ClassVar
 import numpy as np
 
 from hasten.core import Guarantee, System
-from hasten.diffusion.base import CachePolicy, Plan, Turn
+from hasten.diffusion.base import CachePolicy
 from hasten.diffusion.caches.stored import StoredRows
 from hasten.diffusion.canvas import Canvas
+from hasten.diffusion.steps import Plan, Turn
 from hasten.errors import ConfigError
 
 SYSTEM = System(

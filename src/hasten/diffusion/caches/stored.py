@@ -7,8 +7,8 @@ from typing import Self
 
 import numpy as np
 
-from hasten.diffusion.base import Plan
 from hasten.diffusion.canvas import Canvas, Ids, Mask
+from hasten.diffusion.steps import Plan
 
 _NEVER = -1
 

@@ -7,18 +7,16 @@ it sees, see the transform "unseen".
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from hasten.core import System
-from hasten.diffusion.base import Reviser, Revision, Selection, Step, Wants
+from hasten.diffusion.base import Reviser, Strategy, Wants
 from hasten.diffusion.canvas import Canvas, DenoiserSpec
 from hasten.diffusion.revisers.remask import written_before
+from hasten.diffusion.steps import DenoisingStep, Revision, Selection
 from hasten.errors import ConfigError
-
-if TYPE_CHECKING:
-    from hasten.diffusion.strategy import Strategy
 
 SYSTEM = System(
     name="token-editing",
@@ -57,7 +55,7 @@ class Edit(Reviser):
     def start(self, canvas: Canvas) -> _Passes:
         return _Passes()
 
-    def revise(self, step: Step, selection: Selection, state: _Passes) -> Revision:
+    def revise(self, step: DenoisingStep, selection: Selection, state: _Passes) -> Revision:
         if step.forward_in_block == 0:
             state.num_after_end = 0
         present = written_before(step, selection)

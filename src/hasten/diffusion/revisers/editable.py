@@ -7,22 +7,20 @@ until the text predicts itself.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from hasten.core import System
-from hasten.diffusion.base import Reviser, Revision, Selection, Step
+from hasten.diffusion.base import Reviser, Strategy
 from hasten.diffusion.canvas import DenoiserSpec, Ids
+from hasten.diffusion.steps import DenoisingStep, Revision, Selection
 from hasten.diffusion.stops.fixed_point import refuses_masks
-
-if TYPE_CHECKING:
-    from hasten.diffusion.strategy import Strategy
 
 SYSTEMS = (
     System(
         name="sundae",
-        title="Step-unrolled Denoising Autoencoders for Text Generation",
+        title="DenoisingStep-unrolled Denoising Autoencoders for Text Generation",
         arxiv="2112.06749",
         kind="diffusion reviser",
         guarantee="approximate",
@@ -48,14 +46,14 @@ class Editable(Reviser):
     name: ClassVar[str] = "editable"
     published_with: ClassVar[str | None] = "unroll"
 
-    def revise(self, step: Step, selection: Selection, state: Any) -> Revision:
+    def revise(self, step: DenoisingStep, selection: Selection, state: Any) -> Revision:
         return Revision(kept=never_given(step))
 
     def refuses(self, strategy: Strategy, spec: DenoiserSpec) -> str | None:
         return refuses_masks(spec)
 
 
-def never_given(step: Step) -> Ids:
+def never_given(step: DenoisingStep) -> Ids:
     """The positions of the block that are not given, ascending."""
     start, end = step.block
     return np.flatnonzero(~step.canvas.is_given[start:end]) + start

@@ -7,18 +7,16 @@ transform "unseen" it is asked without that token, as in WINO (arXiv 2507.18578)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hasten.core import System
-from hasten.diffusion.base import Reviser, Revision, Selection, Step, Wants
+from hasten.diffusion.base import Reviser, Strategy, Wants
 from hasten.diffusion.canvas import Canvas, DenoiserSpec, Ids, Prediction
+from hasten.diffusion.steps import DenoisingStep, Revision, Selection
 from hasten.errors import ConfigError
-
-if TYPE_CHECKING:
-    from hasten.diffusion.strategy import Strategy
 
 SYSTEM = System(
     name="secondary-remasking",
@@ -63,7 +61,7 @@ class Remask(Reviser):
     def start(self, canvas: Canvas) -> _Memory:
         return _Memory(np.zeros(len(canvas)), np.zeros(len(canvas), dtype=np.int64))
 
-    def revise(self, step: Step, selection: Selection, state: _Memory) -> Revision:
+    def revise(self, step: DenoisingStep, selection: Selection, state: _Memory) -> Revision:
         chosen = step.prediction.at(selection.positions).with_tokens(selection.token_ids)
         state.confidence[selection.positions] = chosen.confidence
         written = written_before(step, selection)
@@ -80,7 +78,7 @@ class Remask(Reviser):
         return None
 
 
-def written_before(step: Step, selection: Selection) -> Prediction:
+def written_before(step: DenoisingStep, selection: Selection) -> Prediction:
     """What is now predicted at the tokens of the block that were there before this pass, with these tokens.
 
     Only positions that the pass computed; given ones are left out.

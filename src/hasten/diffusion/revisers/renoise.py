@@ -7,17 +7,15 @@ evenly from the vocabulary again, and none is settled before a stop policy ends 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from hasten.diffusion.base import Reviser, Revision, Selection, Step
+from hasten.diffusion.base import Reviser, Strategy
 from hasten.diffusion.canvas import DenoiserSpec
 from hasten.diffusion.revisers.editable import never_given
+from hasten.diffusion.steps import DenoisingStep, Revision, Selection
 from hasten.diffusion.stops.fixed_point import refuses_masks
-
-if TYPE_CHECKING:
-    from hasten.diffusion.strategy import Strategy
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class Renoise(Reviser):
     name: ClassVar[str] = "renoise"
     published_with: ClassVar[str | None] = "entropy-bound"
 
-    def revise(self, step: Step, selection: Selection, state: Any) -> Revision:
+    def revise(self, step: DenoisingStep, selection: Selection, state: Any) -> Revision:
         rest = np.setdiff1d(never_given(step), selection.positions, assume_unique=True)
         return Revision(rest, kept=selection.positions)
 

@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hasten.diffusion.base import Selection, Selector, Step
+from hasten.diffusion.base import Selector
 from hasten.diffusion.selectors.entropy_bound import within_entropy
 from hasten.diffusion.selectors.factor import within_factor
+from hasten.diffusion.steps import DenoisingStep, Selection
 from hasten.errors import ConfigError
 
 
@@ -31,7 +32,7 @@ class Auto(Selector):
                 f"auto:f={self.f},gamma={self.gamma} cannot work; f is above 0, gamma at least 0"
             )
 
-    def select(self, step: Step, state: Any) -> Selection:
+    def select(self, step: DenoisingStep, state: Any) -> Selection:
         prediction = step.open
         ranked = np.argsort(-prediction.confidence, kind="stable")
         allowed = within_factor(prediction.confidence[ranked], self.f)

@@ -9,21 +9,19 @@ So two passes write two tokens or more: an order's first draft is always kept, p
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from hasten.core import Guarantee, System
-from hasten.diffusion.base import Inquiry, Selection, Selector, Step
+from hasten.diffusion.base import Inquiry, Selector, Strategy
 from hasten.diffusion.canvas import Canvas, DenoiserSpec, Ids, Prediction, Query
 from hasten.diffusion.drawing import Draw
 from hasten.diffusion.rejection import weighed
 from hasten.diffusion.selectors.static import ORDER_STREAM, Static
+from hasten.diffusion.steps import DenoisingStep, Selection
 from hasten.errors import ConfigError
 from hasten.sampling import keyed_generator
-
-if TYPE_CHECKING:
-    from hasten.diffusion.strategy import Strategy
 
 SYSTEM = System(
     name="sigma-gpt",
@@ -73,7 +71,7 @@ class Burst(Selector):
         ]
         return np.stack(permutations)
 
-    def inquire(self, step: Step, state: Ids) -> Inquiry:
+    def inquire(self, step: DenoisingStep, state: Ids) -> Inquiry:
         drafted = step.open
         if len(drafted.positions) == 1:
             return Selection.of(drafted, slice(None))

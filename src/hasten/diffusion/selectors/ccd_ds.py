@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.core import System
-from hasten.diffusion.base import NONE, Selection, Selector, Step
+from hasten.diffusion.base import Selector
 from hasten.diffusion.canvas import Canvas, Ids
 from hasten.diffusion.selectors.static import Static, num_to_write
+from hasten.diffusion.steps import NONE, DenoisingStep, Selection
 from hasten.errors import ConfigError
 
 SYSTEM = System(
@@ -70,7 +71,7 @@ class CcdDs(Selector):
     def start(self, canvas: Canvas) -> _Buffer:
         return _Buffer()
 
-    def select(self, step: Step, state: _Buffer) -> Selection:
+    def select(self, step: DenoisingStep, state: _Buffer) -> Selection:
         if step.forward_in_block == 0:
             state.size, state.positions, state.token_ids = 1, NONE, NONE
         state.size = self._size(step, state.size)
@@ -82,14 +83,14 @@ class CcdDs(Selector):
         state.positions, state.token_ids = step.open.positions[waiting], step.open.token_ids[waiting]
         return Selection.of(step.open, np.sort(chosen))
 
-    def _size(self, step: Step, size: int) -> int:
+    def _size(self, step: DenoisingStep, size: int) -> int:
         is_late = step.num_open <= LATE * num_to_write(step.canvas, step.block)
         if is_late or step.forward_in_block < self.warm_up:
             return 1
         return min(size + 1, self.tokens + int(self.tokens * self.expand))
 
     @staticmethod
-    def _agreed(step: Step, best: NDArray[np.int64], state: _Buffer) -> NDArray[np.int64]:
+    def _agreed(step: DenoisingStep, best: NDArray[np.int64], state: _Buffer) -> NDArray[np.int64]:
         """Those of the best rows whose position is in the buffer with the same token."""
         known = dict(zip(state.positions.tolist(), state.token_ids.tolist(), strict=True))
         found = (step.open.positions[best].tolist(), step.open.token_ids[best].tolist())

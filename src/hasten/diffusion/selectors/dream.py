@@ -12,9 +12,10 @@ from typing import ClassVar
 import numpy as np
 
 from hasten.core import System
-from hasten.diffusion.base import Selection, Selector, Step
+from hasten.diffusion.base import Selector
 from hasten.diffusion.canvas import Canvas, Ids
 from hasten.diffusion.selectors.static import Static, check_order, ranking, ranks
+from hasten.diffusion.steps import DenoisingStep, Selection
 from hasten.errors import ConfigError
 
 SYSTEM = System(
@@ -52,7 +53,7 @@ class Dream(Selector):
     def start(self, canvas: Canvas) -> Ids:
         return ranks(canvas, self.order, self.seed)
 
-    def select(self, step: Step, state: Ids) -> Selection:
+    def select(self, step: DenoisingStep, state: Ids) -> Selection:
         number = max(1, int(step.num_open * self._share(step.forward_in_block)))
         return Selection.of(step.open, np.sort(ranking(step.open, self.order, state)[:number]))
 

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.core import System
-from hasten.diffusion.base import Selection, Selector, Step
+from hasten.diffusion.base import Selector
 from hasten.diffusion.canvas import Mask
 from hasten.diffusion.selectors.static import Static
+from hasten.diffusion.steps import DenoisingStep, Selection
 from hasten.errors import ConfigError
 
 SYSTEM = System(
@@ -44,7 +45,7 @@ class EntropyBound(Selector):
     def reference(self) -> Selector:
         return Static(order="entropy")
 
-    def select(self, step: Step, state: Any) -> Selection:
+    def select(self, step: DenoisingStep, state: Any) -> Selection:
         prediction = step.open
         ranked = np.argsort(prediction.entropy, kind="stable")
         number = int(within_entropy(prediction.entropy[ranked], self.gamma).sum())

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.core import System
-from hasten.diffusion.base import Selection, Selector, Step
+from hasten.diffusion.base import Selector
 from hasten.diffusion.canvas import Mask
 from hasten.diffusion.selectors.threshold import is_sure
+from hasten.diffusion.steps import DenoisingStep, Selection
 from hasten.errors import ConfigError
 
 SYSTEM = System(
@@ -40,7 +41,7 @@ class Factor(Selector):
         if not self.f > 0:
             raise ConfigError(f"factor:{self.f} cannot work; give a number above 0, such as 1")
 
-    def select(self, step: Step, state: Any) -> Selection:
+    def select(self, step: DenoisingStep, state: Any) -> Selection:
         prediction = step.open
         ranked = np.argsort(-prediction.confidence, kind="stable")
         number = int(within_factor(prediction.confidence[ranked], self.f).sum())

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.core import System
-from hasten.diffusion.base import Helpers, Selection, Selector, Step
+from hasten.diffusion.base import Helpers, Selector
 from hasten.diffusion.canvas import Canvas, Ids
+from hasten.diffusion.steps import DenoisingStep, Selection
 from hasten.errors import ConfigError
 
 SYSTEM = System(
@@ -68,7 +69,7 @@ class Guided(Selector):
         eos_ids = () if helpers.spec is None else helpers.spec.eos_ids
         return cls(**values, guide=helpers.guide, eos_ids=eos_ids)
 
-    def select(self, step: Step, state: Any) -> Selection:
+    def select(self, step: DenoisingStep, state: Any) -> Selection:
         proposed = step.open
         first, last = int(proposed.positions[0]), int(proposed.positions[-1])
         # Blocks begin at or before the first open position, so that nothing the guide reads is open.

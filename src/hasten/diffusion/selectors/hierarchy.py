@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hasten.core import System
-from hasten.diffusion.base import Selection, Selector, Step
+from hasten.diffusion.base import Selector
 from hasten.diffusion.selectors.threshold import is_sure
+from hasten.diffusion.steps import DenoisingStep, Selection
 from hasten.errors import ConfigError
 
 SYSTEM = System(
@@ -37,7 +38,7 @@ class Hierarchy(Selector):
                 f"hierarchy:tau={self.tau},low={self.low} cannot work; low lies between 0 and tau"
             )
 
-    def select(self, step: Step, state: Any) -> Selection:
+    def select(self, step: DenoisingStep, state: Any) -> Selection:
         prediction = step.open
         confidence = prediction.confidence
         chosen = is_sure(confidence, self.tau)

@@ -9,19 +9,17 @@ Transforms change the prediction of the forward pass alone; tokens that they ban
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from hasten.core import Guarantee, System
-from hasten.diffusion.base import Helpers, Selection, Selector, Step
+from hasten.diffusion.base import Helpers, Selector, Strategy
 from hasten.diffusion.canvas import DenoiserSpec
 from hasten.diffusion.revealing import Revealing, given_sampler, refuses_sampler, revealed
 from hasten.diffusion.selectors.static import Static
+from hasten.diffusion.steps import DenoisingStep, Selection
 from hasten.errors import ConfigError
-
-if TYPE_CHECKING:
-    from hasten.diffusion.strategy import Strategy
 
 SYSTEM = System(
     name="joint",
@@ -62,7 +60,7 @@ class Joint(Selector):
     def reference(self) -> Selector:
         return Static(1, "entropy")
 
-    def select(self, step: Step, state: Any) -> Selection:
+    def select(self, step: DenoisingStep, state: Any) -> Selection:
         now, written = step, []
         for number in range(min(self.tokens, step.num_open)):
             if number:

@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from hasten.core import System
-from hasten.diffusion.base import NONE, Selection, Selector, Step
+from hasten.diffusion.base import Selector
 from hasten.diffusion.canvas import Canvas, Ids, Prediction
 from hasten.diffusion.selectors.threshold import is_sure
+from hasten.diffusion.steps import NONE, DenoisingStep, Selection
 from hasten.errors import ConfigError
 
 SYSTEM = System(
@@ -61,7 +62,7 @@ class Klass(Selector):
     def start(self, canvas: Canvas) -> _Past:
         return _Past(np.zeros(len(canvas), dtype=np.int64), NONE)
 
-    def select(self, step: Step, state: _Past) -> Selection:
+    def select(self, step: DenoisingStep, state: _Past) -> Selection:
         prediction = step.open
         self._observe(prediction, state, is_first=step.forward_in_block == 0)
         is_quiet = state.quiet[prediction.positions] >= self.history

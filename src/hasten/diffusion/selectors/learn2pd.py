@@ -8,20 +8,18 @@ or ends there, counts as going on with positions that are written.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hasten.core import System
-from hasten.diffusion.base import Helpers, Selection, Selector, Step, Wants
+from hasten.diffusion.base import Helpers, Selector, Strategy, Wants
 from hasten.diffusion.blocks.fixed import FixedBlocks
 from hasten.diffusion.canvas import DenoiserSpec
 from hasten.diffusion.confidence_filter import ConfidenceFilter
+from hasten.diffusion.steps import DenoisingStep, Selection
 from hasten.errors import ConfigError
-
-if TYPE_CHECKING:
-    from hasten.diffusion.strategy import Strategy
 
 SYSTEM = System(
     name="learn2pd",
@@ -65,7 +63,7 @@ class Learn2PD(Selector):
     def block_size(self) -> int:
         return self.filter.block_size
 
-    def select(self, step: Step, state: Any) -> Selection:
+    def select(self, step: DenoisingStep, state: Any) -> Selection:
         prediction = step.open
         chances = self.filter.chances(block_confidences(step, self.block_size))
         chosen = chances[prediction.positions - step.block.start] > self.accept
@@ -84,7 +82,7 @@ class Learn2PD(Selector):
         return None
 
 
-def block_confidences(step: Step, block_size: int) -> NDArray[np.float64]:
+def block_confidences(step: DenoisingStep, block_size: int) -> NDArray[np.float64]:
     """float64 [block_size]: of all positions of the block, 1 where it is shorter."""
     confidences = np.ones(block_size)
     positions = np.arange(step.block.start, step.block.end)

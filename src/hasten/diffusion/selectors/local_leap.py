@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hasten.core import System
-from hasten.diffusion.base import Selection, Selector, Step
+from hasten.diffusion.base import Selector
 from hasten.diffusion.selectors.threshold import is_sure
+from hasten.diffusion.steps import DenoisingStep, Selection
 from hasten.errors import ConfigError
 
 SYSTEM = System(
@@ -41,7 +42,7 @@ class LocalLeap(Selector):
         if self.radius < 0:
             raise ConfigError(f"radius={self.radius} cannot work; it counts positions, at least 0")
 
-    def select(self, step: Step, state: Any) -> Selection:
+    def select(self, step: DenoisingStep, state: Any) -> Selection:
         prediction = step.open
         sure = is_sure(prediction.confidence, self.tau)
         distances = np.abs(prediction.positions[:, None] - prediction.positions[sure])

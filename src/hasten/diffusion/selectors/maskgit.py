@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hasten.core import System
-from hasten.diffusion.base import Selection, Selector, Step
+from hasten.diffusion.base import Selector
 from hasten.diffusion.selectors.static import num_to_write
+from hasten.diffusion.steps import DenoisingStep, Selection
 from hasten.errors import ConfigError
 from hasten.sampling import keyed_generator
 
@@ -47,7 +48,7 @@ class MaskGit(Selector):
         if not self.temperature >= 0:
             raise ConfigError(f"temperature={self.temperature} cannot work; it must be at least 0")
 
-    def select(self, step: Step, state: Any) -> Selection:
+    def select(self, step: DenoisingStep, state: Any) -> Selection:
         prediction = step.open
         progress = min(1.0, (step.forward_in_block + 1) / self.steps)
         remaining = math.floor(math.cos(math.pi / 2 * progress) * num_to_write(step.canvas, step.block))

@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from hasten.diffusion.base import Selection, Selector, Step
+from hasten.diffusion.base import Selector
 from hasten.diffusion.canvas import Ids
+from hasten.diffusion.steps import DenoisingStep, Selection
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +25,7 @@ class Oracle(Selector):
     name: ClassVar[str] = "oracle"
     answer: Ids
 
-    def select(self, step: Step, state: Any) -> Selection:
+    def select(self, step: DenoisingStep, state: Any) -> Selection:
         prediction = step.open
         answer = self.answer[prediction.positions]
         chosen = prediction.token_ids == answer

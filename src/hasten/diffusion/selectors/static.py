@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.core import Guarantee, System
-from hasten.diffusion.base import Selection, Selector, Step
+from hasten.diffusion.base import Selector
 from hasten.diffusion.canvas import Block, Canvas, Ids, Prediction
+from hasten.diffusion.steps import DenoisingStep, Selection
 from hasten.errors import ConfigError
 from hasten.sampling import keyed_generator
 
@@ -73,7 +74,7 @@ class Static(Selector):
     def start(self, canvas: Canvas) -> Ids:
         return ranks(canvas, self.order, self.seed)
 
-    def select(self, step: Step, state: Ids) -> Selection:
+    def select(self, step: DenoisingStep, state: Ids) -> Selection:
         ranked = ranking(step.open, self.order, state)
         return Selection.of(step.open, np.sort(ranked[: self._budget(step.canvas, step.block)]))
 

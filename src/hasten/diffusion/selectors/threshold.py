@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.core import System
-from hasten.diffusion.base import Selection, Selector, Step
+from hasten.diffusion.base import Selector
 from hasten.diffusion.canvas import Mask
+from hasten.diffusion.steps import DenoisingStep, Selection
 from hasten.errors import ConfigError
 
 SYSTEM = System(
@@ -45,7 +46,7 @@ class Threshold(Selector):
                 f"threshold:{self.tau} cannot work; give a probability, or more for one a forward"
             )
 
-    def select(self, step: Step, state: Any) -> Selection:
+    def select(self, step: DenoisingStep, state: Any) -> Selection:
         prediction = step.open
         chosen = is_sure(prediction.confidence, self.tau)
         chosen[prediction.confidence.argmax()] = True

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from hasten.diffusion.base import Selection, Selector, Step
+from hasten.diffusion.base import Selector, Strategy
 from hasten.diffusion.canvas import DenoiserSpec
+from hasten.diffusion.steps import DenoisingStep, Selection
 from hasten.diffusion.stops.fixed_point import refuses_masks
 from hasten.errors import ConfigError
 from hasten.sampling import keyed_generator
-
-if TYPE_CHECKING:
-    from hasten.diffusion.strategy import Strategy
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Unroll(Selector):
         if not 0 < self.part <= 1:
             raise ConfigError(f"unroll:{self.part} cannot work; it is a part of the positions, above 0 to 1")
 
-    def select(self, step: Step, state: Any) -> Selection:
+    def select(self, step: DenoisingStep, state: Any) -> Selection:
         prediction = step.open
         draws = keyed_generator(self.seed, 0, step.forward, stream=3).random(len(step.canvas))
         chosen = draws[prediction.positions] < self.part

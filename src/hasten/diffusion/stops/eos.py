@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from hasten.core import Guarantee
-from hasten.diffusion.base import Finish, Helpers, Step, StopPolicy
+from hasten.diffusion.base import Helpers, StopPolicy, Strategy
 from hasten.diffusion.canvas import DenoiserSpec
-
-if TYPE_CHECKING:
-    from hasten.diffusion.strategy import Strategy
+from hasten.diffusion.steps import DenoisingStep, Finish
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class EndIsWritten(StopPolicy):
     def make(cls, helpers: Helpers, **values: Any) -> EndIsWritten:
         return cls(eos_ids=() if helpers.spec is None else helpers.spec.eos_ids, **values)
 
-    def after_commit(self, step: Step, state: Any) -> Finish | None:
+    def after_commit(self, step: DenoisingStep, state: Any) -> Finish | None:
         canvas = step.canvas
         is_end = np.isin(canvas.token_ids, self.eos_ids) & ~canvas.is_open & ~canvas.is_given
         ends = np.flatnonzero(is_end)

@@ -7,16 +7,14 @@ shorter.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from hasten.core import System
-from hasten.diffusion.base import Finish, Helpers, Step, StopPolicy
+from hasten.diffusion.base import Helpers, StopPolicy, Strategy
 from hasten.diffusion.canvas import DenoiserSpec
-
-if TYPE_CHECKING:
-    from hasten.diffusion.strategy import Strategy
+from hasten.diffusion.steps import DenoisingStep, Finish
 
 SYSTEM = System(
     name="end-of-text-prediction",
@@ -49,7 +47,7 @@ class EndOfText(StopPolicy):
     def make(cls, helpers: Helpers, **values: Any) -> EndOfText:
         return cls(eos_ids=() if helpers.spec is None else helpers.spec.eos_ids, **values)
 
-    def before_commit(self, step: Step, state: Any) -> Finish | None:
+    def before_commit(self, step: DenoisingStep, state: Any) -> Finish | None:
         prediction = step.open
         rows = np.flatnonzero(np.isin(prediction.token_ids, self.eos_ids))
         sure = rows[prediction.confidence[rows] >= self.tau]

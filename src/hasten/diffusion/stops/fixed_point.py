@@ -6,14 +6,12 @@ Without a mask token every position always holds a token, and is written again u
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from hasten.diffusion.base import Finish, Step, StopPolicy
+from hasten.diffusion.base import StopPolicy, Strategy
 from hasten.diffusion.canvas import DenoiserSpec
+from hasten.diffusion.steps import DenoisingStep, Finish
 from hasten.errors import ConfigError
-
-if TYPE_CHECKING:
-    from hasten.diffusion.strategy import Strategy
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class FixedPoint(StopPolicy):
         if self.steps < 1:
             raise ConfigError(f"fixed-point:{self.steps} cannot work; it takes at least one pass")
 
-    def before_commit(self, step: Step, state: Any) -> Finish | None:
+    def before_commit(self, step: DenoisingStep, state: Any) -> Finish | None:
         prediction = step.open
         is_same = bool((prediction.token_ids == step.canvas.token_ids[prediction.positions]).all())
         return Finish(fills=True) if is_same or step.forward_in_block + 1 >= self.steps else None

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from hasten.diffusion.base import Finish, Step, StopPolicy, Wants
+from hasten.diffusion.base import StopPolicy, Strategy, Wants
 from hasten.diffusion.canvas import DenoiserSpec
+from hasten.diffusion.steps import DenoisingStep, Finish
 from hasten.errors import ConfigError
-
-if TYPE_CHECKING:
-    from hasten.diffusion.strategy import Strategy
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Limit(StopPolicy):
         if self.passes < 1:
             raise ConfigError(f"limit:{self.passes} cannot work; at least one pass is made")
 
-    def before_commit(self, step: Step, state: Any) -> Finish | None:
+    def before_commit(self, step: DenoisingStep, state: Any) -> Finish | None:
         return Finish(fills=True) if step.forward + 1 >= self.passes else None
 
     def refuses(self, strategy: Strategy, spec: DenoiserSpec) -> str | None:

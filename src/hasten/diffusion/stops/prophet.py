@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import bisect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from hasten.core import System
-from hasten.diffusion.base import Finish, Step, StopPolicy, Wants
+from hasten.diffusion.base import StopPolicy, Strategy, Wants
 from hasten.diffusion.canvas import Canvas, DenoiserSpec
-
-if TYPE_CHECKING:
-    from hasten.diffusion.strategy import Strategy
+from hasten.diffusion.steps import DenoisingStep, Finish
 
 SYSTEM = System(
     name="prophet",
@@ -51,7 +49,7 @@ class Prophet(StopPolicy):
         """The passes that one token a pass would take."""
         return canvas.num_open
 
-    def before_commit(self, step: Step, state: int) -> Finish | None:
+    def before_commit(self, step: DenoisingStep, state: int) -> Finish | None:
         gaps = step.everywhere.gap
         if not len(gaps):
             return None

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from hasten.diffusion.base import Finish, Step, StopPolicy
+from hasten.diffusion.base import StopPolicy, Strategy
 from hasten.diffusion.canvas import Canvas, DenoiserSpec, Ids
+from hasten.diffusion.steps import DenoisingStep, Finish
 from hasten.diffusion.stops.fixed_point import refuses_masks
 from hasten.errors import ConfigError
-
-if TYPE_CHECKING:
-    from hasten.diffusion.strategy import Strategy
 
 
 @dataclass
@@ -49,7 +47,7 @@ class Stable(StopPolicy):
     def start(self, canvas: Canvas) -> _Seen:
         return _Seen()
 
-    def before_commit(self, step: Step, state: _Seen) -> Finish | None:
+    def before_commit(self, step: DenoisingStep, state: _Seen) -> Finish | None:
         prediction = step.open
         if not len(prediction.positions):
             return None

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from hasten.core import System
-from hasten.diffusion.base import Step, Transform
+from hasten.diffusion.base import Transform
 from hasten.diffusion.canvas import Canvas, Ids, Prediction
+from hasten.diffusion.steps import DenoisingStep
 from hasten.errors import ConfigError
 
 SYSTEM = System(
@@ -55,7 +56,7 @@ class CcdHistory(Transform):
     def start(self, canvas: Canvas) -> Past:
         return deque(maxlen=self.depth - 1)
 
-    def apply(self, step: Step, extras: list[Prediction], state: Past) -> Prediction:
+    def apply(self, step: DenoisingStep, extras: list[Prediction], state: Past) -> Prediction:
         if step.forward_in_block == 0:
             state.clear()
         present = step.everywhere

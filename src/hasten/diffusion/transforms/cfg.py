@@ -7,17 +7,15 @@ forward pass. It belongs to the question rather than to the way it is answered: 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from hasten.core import Guarantee, System
-from hasten.diffusion.base import Helpers, Step, Transform
+from hasten.diffusion.base import Helpers, Strategy, Transform
 from hasten.diffusion.canvas import Canvas, DenoiserSpec, Prediction, Query
+from hasten.diffusion.steps import DenoisingStep
 from hasten.errors import ConfigError
-
-if TYPE_CHECKING:
-    from hasten.diffusion.strategy import Strategy
 
 SYSTEM = System(
     name="guidance",
@@ -59,7 +57,7 @@ class Guidance(Transform):
         token_ids[canvas.is_given] = self.spec.mask_id
         return [replace(query, token_ids=token_ids, computed=None, stores=False, wants_hidden=False)]
 
-    def apply(self, step: Step, extras: list[Prediction], state: Any) -> Prediction:
+    def apply(self, step: DenoisingStep, extras: list[Prediction], state: Any) -> Prediction:
         guided, free = step.prediction.logits, extras[0].logits
         mixed = (1 + self.scale) * guided - self.scale * free
         return step.prediction.with_logits(torch.where(torch.isfinite(free), mixed, guided))

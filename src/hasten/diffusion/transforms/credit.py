@@ -10,17 +10,15 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 
 from hasten.core import System
-from hasten.diffusion.base import Step, Transform
+from hasten.diffusion.base import Strategy, Transform
 from hasten.diffusion.canvas import Canvas, DenoiserSpec, Prediction
+from hasten.diffusion.steps import DenoisingStep
 from hasten.errors import ConfigError
-
-if TYPE_CHECKING:
-    from hasten.diffusion.strategy import Strategy
 
 SYSTEM = System(
     name="credit-decoding",
@@ -67,7 +65,7 @@ class Credit(Transform):
     def start(self, canvas: Canvas) -> Credits:
         return defaultdict(dict)
 
-    def apply(self, step: Step, extras: list[Prediction], state: Credits) -> Prediction:
+    def apply(self, step: DenoisingStep, extras: list[Prediction], state: Credits) -> Prediction:
         if step.forward_in_block == 0:
             state.clear()
         prediction = step.everywhere

@@ -6,17 +6,15 @@ Models trained on answers padded with end-of-text tokens are sure of these first
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from hasten.core import Guarantee
-from hasten.diffusion.base import Helpers, Step, Transform
+from hasten.diffusion.base import Helpers, Strategy, Transform
 from hasten.diffusion.canvas import DenoiserSpec, Prediction
+from hasten.diffusion.steps import DenoisingStep
 from hasten.errors import ConfigError
-
-if TYPE_CHECKING:
-    from hasten.diffusion.strategy import Strategy
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class NoEos(Transform):
     def make(cls, helpers: Helpers, **values: Any) -> NoEos:
         return cls(eos_ids=() if helpers.spec is None else helpers.spec.eos_ids, **values)
 
-    def apply(self, step: Step, extras: list[Prediction], state: Any) -> Prediction:
+    def apply(self, step: DenoisingStep, extras: list[Prediction], state: Any) -> Prediction:
         prediction = step.prediction
         first_free = step.canvas.prompt_length + self.positions if self.positions else len(step.canvas)
         logits = prediction.logits.clone()

@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from hasten.diffusion.base import Step, Transform
+from hasten.diffusion.base import Transform
 from hasten.diffusion.canvas import Prediction
+from hasten.diffusion.steps import DenoisingStep
 from hasten.errors import ConfigError
 
 
@@ -41,5 +42,5 @@ class Temperature(Transform):
         remaining = max(0, self.steps - forward_in_block)
         return self.low + (self.high - self.low) * remaining / self.steps
 
-    def apply(self, step: Step, extras: list[Prediction], state: Any) -> Prediction:
+    def apply(self, step: DenoisingStep, extras: list[Prediction], state: Any) -> Prediction:
         return step.prediction.with_logits(step.prediction.logits / self.at(step.forward_in_block))

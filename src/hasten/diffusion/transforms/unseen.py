@@ -9,18 +9,16 @@ its own; whole canvases cost more rows and run on any denoiser.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from hasten.core import System
-from hasten.diffusion.base import Helpers, Step, Transform, Wants
+from hasten.diffusion.base import Helpers, Strategy, Transform, Wants
 from hasten.diffusion.canvas import Canvas, DenoiserSpec, Prediction, Query
+from hasten.diffusion.steps import DenoisingStep
 from hasten.errors import ConfigError
-
-if TYPE_CHECKING:
-    from hasten.diffusion.strategy import Strategy
 
 SYSTEM = System(
     name="wino",
@@ -68,7 +66,7 @@ class Unseen(Transform):
             query, token_ids=token_ids, wanted=wanted, computed=None, stores=False, wants_hidden=False
         )
 
-    def apply(self, step: Step, extras: list[Prediction], state: Any) -> Prediction:
+    def apply(self, step: DenoisingStep, extras: list[Prediction], state: Any) -> Prediction:
         if not extras:
             return step.prediction
         rows = step.prediction.rows_of(np.concatenate([one.positions for one in extras]))

@@ -8,15 +8,13 @@ sampler only chooses which canvases are predicted ahead, so the text is that of 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from hasten.diffusion.base import Helpers, Step
+from hasten.diffusion.base import Helpers, Strategy
 from hasten.diffusion.canvas import DenoiserSpec
 from hasten.diffusion.revealing import Revealing, given_sampler, refuses_sampler, revealed
+from hasten.diffusion.steps import DenoisingStep
 from hasten.diffusion.verifiers.freedave import FreeDave
-
-if TYPE_CHECKING:
-    from hasten.diffusion.strategy import Strategy
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Adjust(FreeDave):
     def make(cls, helpers: Helpers, **values: Any) -> Adjust:
         return cls(**values, sampler=given_sampler(helpers, cls.name))
 
-    def imagined(self, step: Step, state: Any) -> Step:
+    def imagined(self, step: DenoisingStep, state: Any) -> DenoisingStep:
         return revealed(self.sampler, step, step.prediction.positions)
 
     def refuses(self, strategy: Strategy, spec: DenoiserSpec) -> str | None:

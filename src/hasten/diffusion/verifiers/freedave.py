@@ -10,15 +10,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from hasten.core import Guarantee, System
-from hasten.diffusion.base import Step, Verifier
+from hasten.diffusion.base import Strategy, Verifier
 from hasten.diffusion.canvas import Canvas, DenoiserSpec
+from hasten.diffusion.steps import DenoisingStep
 from hasten.errors import ConfigError
-
-if TYPE_CHECKING:
-    from hasten.diffusion.strategy import Strategy
 
 SYSTEM = System(
     name="freedave",
@@ -44,7 +42,7 @@ class FreeDave(Verifier):
         if self.depth < 1:
             raise ConfigError(f"freedave:{self.depth} cannot work; the present canvas alone is 1")
 
-    def drafts(self, step: Step, guesses: Iterator[Canvas], state: Any) -> list[Canvas]:
+    def drafts(self, step: DenoisingStep, guesses: Iterator[Canvas], state: Any) -> list[Canvas]:
         return list(itertools.islice(guesses, self.depth - 1))
 
     def refuses(self, strategy: Strategy, spec: DenoiserSpec) -> str | None:

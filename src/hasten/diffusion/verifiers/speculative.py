@@ -11,22 +11,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
+import torch
 
 from hasten.core import Guarantee, System
-from hasten.diffusion.base import Selection, Step, Verifier
+from hasten.diffusion.base import Strategy, Verifier
 from hasten.diffusion.canvas import Canvas, DenoiserSpec
+from hasten.diffusion.drawing import Draw
 from hasten.diffusion.rejection import weighed
+from hasten.diffusion.steps import DenoisingStep, Selection
 from hasten.diffusion.verifiers.freedave import refuses_lookahead
 from hasten.errors import ConfigError
-
-if TYPE_CHECKING:
-    import torch
-
-    from hasten.diffusion.drawing import Draw
-    from hasten.diffusion.strategy import Strategy
 
 SYSTEM = System(
     name="speculative",
@@ -41,7 +38,7 @@ SYSTEM = System(
 STREAM = 5
 """of the random numbers that weigh a position's draft"""
 
-Drafts = dict[int, tuple[int, "torch.Tensor"]]
+Drafts = dict[int, tuple[int, torch.Tensor]]
 """position -> its drafted token, and the logits [vocab] that it was drawn from"""
 
 
@@ -66,7 +63,7 @@ class Speculative(Verifier):
     def start(self, canvas: Canvas) -> Drafts:
         return {}
 
-    def drafts(self, step: Step, guesses: Iterator[Canvas], state: Drafts) -> list[Canvas]:
+    def drafts(self, step: DenoisingStep, guesses: Iterator[Canvas], state: Drafts) -> list[Canvas]:
         state.clear()  # drafts of an earlier pass end where one was not kept
         canvases = list(itertools.islice(guesses, self.depth - 1))
         if canvases:
@@ -77,7 +74,7 @@ class Speculative(Verifier):
                 state[position] = int(last.token_ids[position]), row
         return canvases
 
-    def settle(self, step: Step, selection: Selection, draw: Draw, state: Drafts) -> Selection:
+    def settle(self, step: DenoisingStep, selection: Selection, draw: Draw, state: Drafts) -> Selection:
         token_ids = selection.token_ids.copy()
         for place, position in enumerate(selection.positions.tolist()):
             if position in state:

@@ -12,11 +12,12 @@ from dataclasses import replace
 from typing import Any
 
 from hasten.core import SamplingParams
+from hasten.diffusion.base import Strategy
 from hasten.diffusion.caches.deviation import Deviation
 from hasten.diffusion.canvas import Canvas, Denoiser, DenoiserSession, DenoiserSpec, Prediction, Query
+from hasten.diffusion.defaults import reference_of
 from hasten.diffusion.drawing import Draw, noise_source
 from hasten.diffusion.loop import Writing, denoise
-from hasten.diffusion.strategy import Strategy
 
 
 def measure_error(
@@ -28,7 +29,7 @@ def measure_error(
     the denoiser. Transforms and sampling are left out.
     """
     twin = _Twin(denoiser)
-    plain = replace(strategy.reference, cache=strategy.cache, transforms=(), constraint=None)
+    plain = replace(reference_of(strategy), cache=strategy.cache, transforms=(), constraint=None)
     noise = noise_source(denoiser.spec, denoiser.vocab_size, 0, 0)
     writing = Writing(canvas.fork(), plain, Draw(SamplingParams()), noise)
     for _ in itertools.islice(denoise(twin, [writing]), num_passes):
