@@ -259,3 +259,13 @@ def test_costs_can_be_measured(models):
     costs = models().target.measure_cost(rows=(1, 4), context=20, repeats=2)
     assert set(costs) == {1, 4}
     assert min(costs.values()) > 0
+
+
+def test_every_prompt_may_have_params_of_its_own(models):
+    lm = models()
+    each = [PARAMS, SAMPLED, SamplingParams(max_new_tokens=5, temperature=0.7, top_k=9, seed=3, n=2)]
+    found = lm.generate(PROMPTS, each, drafter="auto", num_draft_tokens=6)
+    alone = [lm.generate(*pair, drafter="off") for pair in zip(PROMPTS, each, strict=True)]
+    assert ids(found) == [alone[0].token_ids, alone[1].token_ids, *ids(alone[2])]
+    with pytest.raises(ConfigError, match="holds 1 SamplingParams for 3 prompts"):
+        lm.generate(PROMPTS, [PARAMS])

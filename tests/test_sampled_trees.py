@@ -13,6 +13,7 @@ from hasten.models.sessions.chain_session import best_chain
 from hasten.policies import CostPolicy, FixedPolicy
 from hasten.sampling import Sampler
 from hasten.tree import ROOT, DraftTree
+from judges import wanting
 
 LAW = np.full(VOCAB, 1 / VOCAB, np.float32)
 
@@ -44,7 +45,7 @@ class Gives(Forgetful):
 
 def sequence_of(proposals="distinct"):
     sampler = Sampler(SamplingParams(temperature=1.0), 0)
-    return Sequence([5, 6], 2, 100, sampler, None, proposals=proposals)
+    return Sequence([5, 6], 2, 100, sampler, None, judge=wanting(proposals))
 
 
 def test_a_tree_is_followed_by_a_chain():

@@ -12,13 +12,15 @@ Glossary (used in names, docs and reports)
 
 from __future__ import annotations
 
+import copy
 import secrets
 from collections import Counter
 from collections.abc import Callable, Sequence as AbstractSequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from hasten import values
+from hasten.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,6 +102,30 @@ class SamplingParams:
     @property
     def stop_strings(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drafting:
+    """Who drafts for a text, how much of it is verified, and by which rule.
+
+    Names and objects are those of ``hasten.LanguageModel.generate``: a drafter by name, as an object, or None
+    for the model's default; a rule by name or as a Verifier; a policy by name, or a fixed number of tokens in
+    its place.
+    """
+
+    drafter: Any = None
+    verify: Any = "follow"
+    policy: str = "cost"
+    num_draft_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt, how its tokens are drawn, and how they are drafted."""
+
+    prompt: Any
+    params: SamplingParams = field(default_factory=SamplingParams)
+    drafting: Drafting = field(default_factory=Drafting)
 
 
 def sampling_params(params: SamplingParams | None) -> SamplingParams:
@@ -264,8 +290,11 @@ class LawSampler(TokenSampler, Protocol):
         """Random numbers of a position. Streams 1, 2, ... are independent of each other and of ``draws``."""
         ...
 
-    def fork(self) -> LawSampler:
-        """One whose ``law`` may be asked for texts that are never written; changes nothing here."""
+    def fork(self, sample: int | None = None) -> LawSampler:
+        """One that goes on from here by itself; changes nothing here.
+
+        sample: another number has noise of its own, so that the two write different texts.
+        """
         ...
 
 
@@ -298,6 +327,37 @@ class StopRule(Protocol):
     def after(self, token_id: int) -> FinishReason | None: ...
 
 
+@runtime_checkable
+class ForkingStopRule(StopRule, Protocol):
+    """A stop rule whose text may go on twice."""
+
+    def fork(self) -> ForkingStopRule:
+        """One that has seen the same tokens; changes nothing here."""
+        ...
+
+
+class Judge(Protocol):
+    """A verification rule at one text, with what it keeps of it."""
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """What is promised of the text."""
+        ...
+
+    @property
+    def proposals(self) -> Proposals:
+        """What the next step wants of a model's drafts."""
+        ...
+
+    def verify(self, tree: Any, logits: LogitRows, sequence: Sequence) -> Acceptance:
+        """The path of a DraftTree that is kept, from logits [nodes + 1, vocab], root first."""
+        ...
+
+    def fork(self) -> Judge:
+        """One that goes on from here by itself."""
+        ...
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """One text being written. Invariant: every token but the last is in the target's cache."""
@@ -315,11 +375,20 @@ class Sequence:
     """what an encoder-decoder model reads: the encoder's token ids"""
     source_features: torch.Tensor | None = None
     """what a speech model reads instead: float [mel bins, frames]"""
-    guarantee: Guarantee = "exact"
-    """what the verification rule promises: "distribution" rules use the laws that drafts were drawn from,
-    "approximate" ones keep tokens the target was not asked about, so that what is written judges no draft"""
-    proposals: Proposals = "coupled"
-    """what the verification rule wants of a model's drafts"""
+    judge: Judge | None = None
+    """the rule that drafts are judged by; None until the text is admitted to a batch: ``follow``"""
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """What the verification rule promises: "distribution" rules use the laws that drafts were drawn from,
+        "approximate" ones keep tokens the target was not asked about, so that what is written judges no
+        draft."""
+        return "exact" if self.judge is None else self.judge.guarantee
+
+    @property
+    def proposals(self) -> Proposals:
+        """What the verification rule wants of a model's drafts."""
+        return "coupled" if self.judge is None else self.judge.proposals
 
     @property
     def new_token_ids(self) -> list[int]:
@@ -328,6 +397,27 @@ class Sequence:
     @property
     def num_remaining(self) -> int:
         return self.max_length - len(self.token_ids)
+
+    def fork(self, sample: int | None = None) -> Sequence:
+        """A text that goes on from here by itself: what was written and counted so far is that of both.
+
+        sample: its number among the samples of the prompt; with the same number it writes the same text.
+
+        Raises ConfigError for a text whose sampler or stop rule cannot be copied, or that has ended.
+        """
+        if self.finish_reason is not None:
+            raise ConfigError(f"a text that has ended ({self.finish_reason!r}) cannot be forked")
+        if not isinstance(self.sampler, LawSampler) or not isinstance(self.stop_rule, ForkingStopRule):
+            kinds = f"{type(self.sampler).__name__} and {type(self.stop_rule).__name__}"
+            raise ConfigError(f"{kinds} follow one text and cannot be copied; start another text instead")
+        return replace(
+            self,
+            token_ids=list(self.token_ids),
+            sampler=self.sampler.fork(sample),
+            stop_rule=self.stop_rule.fork(),
+            stats=copy.deepcopy(self.stats),
+            judge=None if self.judge is None else self.judge.fork(),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ Knows one tokenizer, which is passed in; knows nothing of stop strings and of wh
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -89,6 +90,13 @@ class GrowingText:
     def finish(self) -> str:
         """Nothing more comes: the rest, unfinished characters included."""
         return self._end_held() + self._end_bytes()
+
+    def fork(self) -> GrowingText:
+        """One that has read the same tokens, and goes on by itself."""
+        forked = copy.copy(self)
+        forked._context, forked._held = list(self._context), list(self._held)
+        forked._bytes = bytearray(self._bytes)
+        return forked
 
     def _grow(self, token_id: int) -> str:
         self._held.append(token_id)

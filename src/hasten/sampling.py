@@ -187,12 +187,11 @@ class Sampler:
         """See LawSampler."""
         return keyed_generator(self.seed, self.sample, position, stream)
 
-    def fork(self) -> Sampler:
+    def fork(self, sample: int | None = None) -> Sampler:
         """See LawSampler."""
-        if not self.processors:
-            return self
         forked = copy.copy(self)
         forked.processors = own_processors(self.processors)
+        forked.sample = self.sample if sample is None else sample
         return forked
 
     def guess(self, logits: torch.Tensor, position: int) -> int:

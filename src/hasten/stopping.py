@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -46,6 +47,12 @@ class TextStream:
         piece = self.text[self._shown :]
         self._shown = len(self.text)
         return piece
+
+    def fork(self) -> TextStream:
+        """One with the same text so far, which goes on by itself."""
+        forked = copy.copy(self)
+        forked._growing = self._growing.fork()
+        return forked
 
     def _append(self, text: str) -> None:
         if not text:
@@ -98,13 +105,19 @@ class StopConditions:
     def __init__(self, stop_token_ids: frozenset[int], max_tokens: int, stream: TextStream | None) -> None:
         self._stop_token_ids = stop_token_ids
         self._num_left = max_tokens
-        self._stream = stream
+        self.stream = stream
+        """the text that stop strings are looked for in"""
 
     def after(self, token_id: int) -> FinishReason | None:
         """Why the sequence ends with this token, or None."""
         self._num_left -= 1
-        if self._stream is not None:
-            self._stream.push([token_id])
-        if token_id in self._stop_token_ids or (self._stream is not None and self._stream.stopped):
+        if self.stream is not None:
+            self.stream.push([token_id])
+        if token_id in self._stop_token_ids or (self.stream is not None and self.stream.stopped):
             return "stop"
         return "length" if self._num_left <= 0 else None
+
+    def fork(self) -> StopConditions:
+        """See ForkingStopRule."""
+        stream = None if self.stream is None else self.stream.fork()
+        return StopConditions(self._stop_token_ids, self._num_left, stream)

@@ -100,9 +100,7 @@ def write(
         max_length=len(prompt) + params.max_new_tokens,
         sampler=Sampler(params, seed),
         stop_rule=StopConditions(frozenset(params.stop_token_ids), params.max_new_tokens, None),
-        guarantee=verifier.guarantee,
-        proposals=verifier.proposals,
     )
     policy = FixedPolicy(num_draft_tokens)
-    steps = list(decode(target, drafter, policy, [sequence], verifier.rule))  # type: ignore[arg-type]
+    steps = list(decode(target, drafter, policy, [sequence], verifier))  # type: ignore[arg-type]
     return sequence.new_token_ids, [len(step.gains[0].acceptance.token_ids) for step in steps]

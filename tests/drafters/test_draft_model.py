@@ -20,6 +20,7 @@ from hasten.drafters.trees.eagle import Eagle
 from hasten.errors import ConfigError
 from hasten.models.draft.draft_lm import load_draft
 from hasten.sampling import Sampler
+from judges import wanting
 
 PROMPTS = [[5, 9, 13, 22] * 3, [40], [3, 60, 61, 62], [88, 87, 86, 85, 84]]
 GREEDY = SamplingParams(max_new_tokens=24, ignore_eos=True)
@@ -28,7 +29,7 @@ SAMPLED = SamplingParams(max_new_tokens=24, ignore_eos=True, temperature=0.8, se
 
 def sequence_of(token_ids, params=GREEDY, proposals="coupled", seed=3):
     sampler = Sampler(params, seed)
-    return Sequence(list(token_ids), len(token_ids), 10**6, sampler, None, proposals=proposals)
+    return Sequence(list(token_ids), len(token_ids), 10**6, sampler, None, judge=wanting(proposals))
 
 
 def draft_model(draft, shape=None, **options):

@@ -18,6 +18,7 @@ from hasten.errors import ConfigError, StoreError
 from hasten.sampling import Sampler, keyed_generator
 from hasten.tree import DraftTree
 from hasten.verify import VERIFIERS
+from judges import wanting
 
 VOCAB = 31
 GREEDY = SamplingParams(max_new_tokens=40)
@@ -33,7 +34,7 @@ def sequence_of(token_ids, params=GREEDY, guarantee="exact", seed=3):
     sampler = Sampler(params, seed)
     proposals = "distinct" if guarantee == "distribution" else "coupled"
     return Sequence(
-        list(token_ids), len(token_ids), 10**6, sampler, None, guarantee=guarantee, proposals=proposals
+        list(token_ids), len(token_ids), 10**6, sampler, None, judge=wanting(proposals, guarantee)
     )
 
 

@@ -21,6 +21,7 @@ from hasten.errors import ConfigError, StoreError
 from hasten.sampling import Sampler
 from hasten.tree import ROOT, DraftTree
 from hasten.verify import Verifier, confident
+from judges import wanting
 
 VOCAB = 31
 MASK = 30
@@ -32,7 +33,9 @@ LUD = {"num_groups": 1, "width": 1}
 def sequence_of(token_ids, guarantee="exact", room=10**6):
     max_length = len(token_ids) + room
     sampler = Sampler(GREEDY)
-    return Sequence(list(token_ids), len(token_ids), max_length, sampler, None, guarantee=guarantee)
+    return Sequence(
+        list(token_ids), len(token_ids), max_length, sampler, None, judge=wanting(guarantee=guarantee)
+    )
 
 
 def space(**options):

@@ -14,6 +14,7 @@ from hasten.drafters.tables.stand import Stand
 from hasten.errors import ConfigError, StoreError
 from hasten.sampling import Sampler
 from hasten.tree import DraftTree
+from judges import wanting
 
 VOCAB = 60
 
@@ -109,7 +110,7 @@ def test_rules_that_draw_otherwise_get_the_likeliest_tokens() -> None:
     drafter.begin(sequence_of([5, 5]), candidates([law(20)]))
     for seed in range(10):
         sequence = sampled([7, 5], seed)
-        sequence.proposals = "chosen"
+        sequence.judge = wanting("chosen")
         assert drafter.propose(sequence, 1).token_ids.tolist() == [20]
 
 

@@ -10,6 +10,7 @@ import torch
 
 from hasten.core import Sequence
 from hasten.verify import residual
+from judges import wanting
 
 
 class Forks:
@@ -123,8 +124,7 @@ def sequence_of(sampler, prompt=(0,), stop_rule=None):
         10**6,
         sampler,
         stop_rule or NoStop(),
-        guarantee="distribution",
-        proposals="distinct",
+        judge=wanting("distinct", "distribution"),
     )
 
 

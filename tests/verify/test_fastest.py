@@ -20,7 +20,7 @@ from hasten.models.causal_lm import CausalLM
 from hasten.sampling import Sampler
 from hasten.text.engine import LanguageModel
 from hasten.tree import DraftTree
-from hasten.verify import VERIFIERS, begin_fastest, fastest
+from hasten.verify import Fastest
 
 GRAIN = 5
 """Noise of a position is one of so many equally likely numbers, and laws are so many parts."""
@@ -74,12 +74,11 @@ def law_of_texts(forks, target, draft, **options):
     def run():
         sampler, seen = SeenSampler(forks, target, **options), []
         sequence = sequence_of(sampler)
-        sequence.proposals = "coupled"
-        begin_fastest(sequence)
+        sequence.judge = Fastest(sequence)
         while len(sequence.new_token_ids) < LENGTH:
             tree = propose(sequence, draft, seen)
             logits = rows_of(tree, tuple(sequence.token_ids))
-            sequence.token_ids += fastest(tree, logits, sequence).token_ids
+            sequence.token_ids += sequence.judge.verify(tree, logits, sequence).token_ids
         return tuple(sequence.new_token_ids[:LENGTH])
 
     return forks.law_of(run)
@@ -125,7 +124,7 @@ def test_guesses_take_the_noise_of_the_text_before_the_veil_only():
 
 def test_a_sampler_that_cannot_veil_its_noise_is_refused():
     with pytest.raises(ConfigError, match="can veil its noise, and TextSampler cannot"):
-        begin_fastest(sequence_of(TextSampler(Forks(), Laws(2, 0))))
+        Fastest(sequence_of(TextSampler(Forks(), Laws(2, 0))))
 
 
 class Peeking(NoDrafter):
@@ -168,4 +167,3 @@ def test_texts_of_the_engine_have_the_law_of_plain_sampling(monkeypatch):
     for text, chance in Written(target).texts([2, 3, 4], 4).items():
         texts[text[2:]] += chance
     assert excess(counts, texts) < 4
-    assert VERIFIERS["fastest"].begin is begin_fastest

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 from hasten.files import writing
 
 if TYPE_CHECKING:
-    from hasten.text.decode import Gain, Step
+    from hasten.text.decode import Step
+    from hasten.text.drafting import Gain
     from hasten.text.engine import LanguageModel
 
 

@@ -128,6 +128,26 @@ def require_alike(
 
 
 @runtime_checkable
+class ForkingDrafter(Drafter, Protocol):
+    """A drafter with a state of each text that cannot be made from its tokens alone, or not so fast."""
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """The child goes on from where the parent is, as the parent would, and each by itself.
+
+        In place of ``begin``; ``child.token_ids`` are those of the parent.
+        """
+        ...
+
+
+def fork_text(drafter: Drafter, parent: Sequence, child: Sequence) -> None:
+    """A text goes on twice. A drafter that cannot fork begins the child as a text with a longer prompt."""
+    if isinstance(drafter, ForkingDrafter):
+        drafter.fork(parent, child)
+    else:
+        drafter.begin(child, None)
+
+
+@runtime_checkable
 class BatchDrafter(Drafter, Protocol):
     """A drafter that drafts for the sequences of a batch side by side."""
 

@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from hasten.core import DecodeStats, Sequence
+from hasten.core import DecodeStats, Drafting, Sequence
 from hasten.drafters import Drafter
 from hasten.dropin.arguments import (
     config_value,
@@ -25,10 +25,10 @@ from hasten.dropin.arguments import (
     refuse_model_inputs,
     refuse_options,
 )
-from hasten.dropin.per_row import PerRow
 from hasten.dropin.rows import Prepared, Row
 from hasten.errors import ConfigError, PromptError
 from hasten.models.causal_lm import require_torch
+from hasten.text.drafting import Method
 from hasten.text.engine import LanguageModel
 
 DrafterChoice = str | Drafter | AbstractSequence[str | Drafter] | None
@@ -122,9 +122,9 @@ class Decoding:
         )
 
     def _write(self, sequences: list[Sequence], pad_token_id: int | None) -> None:
-        drafter = self._chosen(sequences)
+        entries = list(zip(sequences, self._methods(len(sequences)), strict=True))
         shown = 0
-        steps = self._language_model.decode_sequences(sequences, drafter, self._num_draft_tokens)
+        steps = self._language_model.decode_sequences(entries, len(entries))
         with contextlib.closing(steps):
             for _ in steps:
                 if self._streamer is not None:
@@ -134,22 +134,23 @@ class Decoding:
         if self._streamer is not None:
             self._streamer.end()
 
-    def _chosen(self, sequences: list[Sequence]) -> str | Drafter | None:
-        if self._drafter is None or isinstance(self._drafter, str):
-            return self._drafter
-        if not isinstance(self._drafter, AbstractSequence):
-            return self._drafter
-        names = list(self._drafter)
-        copies, left_over = divmod(len(sequences), len(names) or 1)
+    def _methods(self, num_rows: int) -> list[Method]:
+        """How each row is drafted."""
+        chosen = self._drafter
+        is_one = chosen is None or isinstance(chosen, str) or not isinstance(chosen, AbstractSequence)
+        names: list[Any] = [chosen] if is_one else list(cast("AbstractSequence[Any]", chosen))
+        copies, left_over = divmod(num_rows, len(names) or 1)
         if not names or left_over:
             raise ConfigError(
-                f"drafter={self._drafter!r} names {len(names)} drafters for {len(sequences)} rows; "
+                f"drafter={chosen!r} names {len(names)} drafters for {num_rows} rows; "
                 "give one a row, or a single one for all"
             )
-        names = [name for name in names for _ in range(copies)]
-        if all(name is names[0] or name == names[0] for name in names):
-            return names[0]
-        return PerRow([self._language_model.drafter(name) for name in names], sequences)
+        found: dict[Any, Method] = {}
+        for name in names:
+            if name not in found:
+                drafting = Drafting(drafter=name, num_draft_tokens=self._num_draft_tokens)
+                found[name] = self._language_model.method(drafting)
+        return [found[name] for name in names for _ in range(copies)]
 
 
 def _pad_token_id(prepared: Prepared) -> int | None:

@@ -24,21 +24,23 @@ class LossAccount:
 
     def __init__(self) -> None:
         self.credit = 0.0
-        self._prompt_ms: float | None = None
+        self._begun: tuple[float, float] | None = None
         self._is_new = True
 
-    def begin(self, prompt_ms: float) -> None:
-        """Texts begin, whose prompts took that long to read."""
-        self._prompt_ms = prompt_ms
+    def begin(self, prompt_ms: float, share: float = 1.0) -> None:
+        """Texts begin, whose prompts took that long to read; of those that are written they are a share."""
+        self._begun = prompt_ms, share
 
     def covers(self, loss_ms: float, plain_ms: float) -> bool:
         """Whether a step may lose that much."""
         if self._is_new:
             self._is_new = False
             self.credit += _FIRST * plain_ms
-        if self._prompt_ms is not None:
-            self.credit = min(self.credit, _CARRIED * plain_ms) + PROMPT_SHARE * self._prompt_ms
-            self._prompt_ms = None
+        if self._begun is not None:
+            prompt_ms, share = self._begun
+            carried = min(self.credit, _CARRIED * plain_ms)
+            self.credit = share * carried + (1 - share) * self.credit + PROMPT_SHARE * prompt_ms
+            self._begun = None
         return loss_ms <= self.credit
 
     def settle(self, num_tokens: float, spent_ms: float, plain_ms: float) -> None:

@@ -22,14 +22,18 @@ class DraftPolicy(Protocol):
         """
         ...
 
-    def begin(self, prefill_ms: float) -> None:
-        """The texts of a call begin; caching their prompts took that long."""
+    def begin(self, prefill_ms: float, share: float = 1.0) -> None:
+        """Texts begin; caching their prompts took that long.
+
+        share: of the texts that are now written side by side, how many are these.
+        """
         ...
 
-    def budget(self, contexts: Sequence[int] = ()) -> int:
+    def budget(self, contexts: Sequence[int] = (), num_others: int = 0) -> int:
         """How many nodes a sequence's drafter should propose now; 0: do not ask it.
 
-        contexts: how many tokens each sequence of the batch has.
+        contexts: how many tokens each sequence of this policy has.
+        num_others: sequences in the same pass that another policy decides for.
         """
         ...
 
@@ -50,7 +54,7 @@ class DraftPolicy(Protocol):
         num_accepted: Sequence[int],
         other_ms: float = 0.0,
     ) -> None:
-        """What the step cost, and how many draft tokens of each sequence were accepted.
+        """What the step cost, and how many draft tokens of each sequence of this policy were accepted.
 
         ``num_rows`` counts padded rows of the whole batch, those a drafter added to its trees included.
         ``draft_ms`` is what the drafter took, to propose and to learn; ``other_ms`` is the rest of the step.
@@ -72,10 +76,10 @@ class FixedPolicy:
     def num_prompt_rows(self, num_tokens: int) -> int | None:
         return None
 
-    def begin(self, prefill_ms: float) -> None:
+    def begin(self, prefill_ms: float, share: float = 1.0) -> None:
         """A fixed size spends what it spends."""
 
-    def budget(self, contexts: Sequence[int] = ()) -> int:
+    def budget(self, contexts: Sequence[int] = (), num_others: int = 0) -> int:
         return self._num_draft_tokens
 
     def choose(self, trees: list[DraftTree]) -> list[DraftTree]:

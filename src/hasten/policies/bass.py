@@ -42,10 +42,10 @@ class BassPolicy:
     def num_prompt_rows(self, num_tokens: int) -> int | None:
         return None
 
-    def begin(self, prefill_ms: float) -> None:
+    def begin(self, prefill_ms: float, share: float = 1.0) -> None:
         """The length goes on from text to text."""
 
-    def budget(self, contexts: Sequence[int] = ()) -> int:
+    def budget(self, contexts: Sequence[int] = (), num_others: int = 0) -> int:
         return self._length
 
     def choose(self, trees: list[DraftTree]) -> list[DraftTree]:

@@ -65,7 +65,7 @@ class CostPolicy:
         self._promised = Mean(1.0)  # tokens a draft is expected to gain
         self._extra_rows = 0.0  # moving average of the rows a sequence's drafter adds to its tree
         self._trust = Trust()
-        self._context, self._batch = 0.0, 1
+        self._context, self._batch, self._num_others = 0.0, 1, 0
         self._usual_size = float(min(_FIRST_SIZE, max_draft_tokens))
         self._size = 0
         self._is_sampled = False
@@ -80,12 +80,13 @@ class CostPolicy:
         prices = self.cost.of_prompts
         return None if prices is None else prices.num_positions(num_tokens)
 
-    def begin(self, prefill_ms: float) -> None:
-        self.account.begin(prefill_ms)
+    def begin(self, prefill_ms: float, share: float = 1.0) -> None:
+        self.account.begin(prefill_ms, share)
 
-    def budget(self, contexts: Sequence[int] = ()) -> int:
+    def budget(self, contexts: Sequence[int] = (), num_others: int = 0) -> int:
+        self._num_others = num_others
         if contexts:
-            self._batch, self._context = len(contexts), sum(contexts) / len(contexts)
+            self._batch, self._context = len(contexts) + num_others, sum(contexts) / len(contexts)
         self._look_up_prices()
         self._is_asking = self._may_ask()
         self.is_learning = self._is_asking or self._may_learn()
@@ -103,8 +104,8 @@ class CostPolicy:
         self._size = 0
         if not self._is_asking:
             return trees
-        if self._batch != len(trees):
-            self._batch = len(trees)
+        if self._batch != len(trees) + self._num_others:
+            self._batch = len(trees) + self._num_others
             self._look_up_prices()
         self._is_sampled = any(tree.draft_probs is not None for tree in trees)
         size = self._best_size(trees)
@@ -124,7 +125,7 @@ class CostPolicy:
         num_accepted: Sequence[int],
         other_ms: float = 0.0,
     ) -> None:
-        batch, plain_ms = len(num_accepted), self._prices.plain_ms
+        batch, plain_ms = len(num_accepted) + self._num_others, self._prices.plain_ms
         price = float(self.cost(np.array([num_rows]), self._context, batch)[0])
         self.cost.observe(num_rows, forward_ms, self._context, batch)
         if not price / _SURPRISE < forward_ms < price * _SURPRISE:
@@ -150,7 +151,7 @@ class CostPolicy:
         else:
             draft_ms = min(draft_ms, plain_ms)
         self._trust.keep(sum(num_accepted))
-        tokens = batch / sum(1 / (1 + accepted) for accepted in num_accepted)
+        tokens = batch / (self._num_others + sum(1 / (1 + accepted) for accepted in num_accepted))
         spent_ms = min(forward_ms, _SPIKE * price) + draft_ms + other_ms
         self.account.settle(tokens, spent_ms, plain_ms)
         self._won_ms += tokens * plain_ms - spent_ms
@@ -199,7 +200,7 @@ class CostPolicy:
             gained[row, 1 : 1 + len(tree)] = best_first[:largest]
         # Harmonic, not plain sum: what a lucky sequence gains does not repay those that wait for the pass.
         tokens = 1 + self._trust.share * gained.cumsum(axis=1)
-        tokens = len(trees) / (1 / tokens).sum(axis=0)
+        tokens = (len(trees) + self._num_others) / (self._num_others + (1 / tokens).sum(axis=0))
         self._promised.observe(float(tokens[-1]) - 1)
         speeds = tokens / self._prices.times[: largest + 1]
         too_dear = self._risks(tokens - 1) > self.account.credit

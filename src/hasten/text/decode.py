@@ -1,52 +1,26 @@
-"""The autoregressive loop: propose, forward, verify, keep, observe; for a batch of one or many."""
+"""The autoregressive loop: propose, forward, verify, keep, observe; texts join and leave between steps."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Generator
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hasten.core import Acceptance, Sequence
-from hasten.drafters.base import BatchDrafter, Drafter, FusedDrafter, Observation, SelfDrafter
+from hasten.drafters.base import Drafter
+from hasten.errors import ConfigError
 from hasten.logits import Draw, ForeseenSampler, Logits
-from hasten.models.forwards.forward import PREFILL_CHUNK
 from hasten.models.sessions.session import Session, find
 from hasten.models.target import Target
-from hasten.policies import DraftPolicy, telling_positions
+from hasten.policies import DraftPolicy
+from hasten.text.drafting import Draft, DraftingGroup, Gain, Method
+from hasten.text.reading import Entry, Reading
 from hasten.tree import DraftTree
-from hasten.verify import Verify, follow
-
-
-@dataclass(slots=True)
-class _Clock:
-    """Splits the time of a step among its phases, in milliseconds."""
-
-    started: float = field(default_factory=time.perf_counter)
-    spent: dict[str, float] = field(default_factory=dict)
-
-    def lap(self, phase: str) -> None:
-        now = time.perf_counter()
-        self.spent[phase] = self.spent.get(phase, 0.0) + 1000 * (now - self.started)
-        self.started = now
-
-
-@dataclass(frozen=True, slots=True)
-class Gain:
-    """What one step gained for one sequence."""
-
-    sequence: Sequence
-    tree: DraftTree
-    acceptance: Acceptance
-
-    def sources(self) -> list[str]:
-        """Who proposed each written token."""
-        names = [self.tree.source_names[int(self.tree.sources[node])] for node in self.acceptance.path]
-        return [*names, "target"]
+from hasten.verify import VERIFIERS, Verifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +29,10 @@ class Step:
 
     gains: list[Gain]
     milliseconds: dict[str, float]
+    started: list[Sequence] = field(default_factory=list)
+    """texts whose first step this is"""
+    ended: list[Sequence] = field(default_factory=list)
+    """texts that are finished, those that were cancelled since the last step included"""
 
 
 def decode(
@@ -62,185 +40,217 @@ def decode(
     drafter: Drafter,
     policy: DraftPolicy,
     sequences: list[Sequence],
-    verify: Verify = follow,
+    verifier: Verifier = VERIFIERS["follow"],
 ) -> Generator[Step, None, None]:
-    """Write all sequences to their end, a step at a time.
+    """Write all sequences side by side to their end, a step at a time.
 
-    Invariant between steps: every committed token but the last is in the target's cache; the last one is the
-    root of the next tree. Each sequence's ``token_ids``, ``stats`` and ``finish_reason`` are up to date
-    whenever a step is yielded, so the generator may be closed at any time.
+    Each sequence's ``token_ids``, ``stats`` and ``finish_reason`` are up to date whenever a step is yielded,
+    so the generator may be closed at any time.
     """
-    with closing(_steps(model, drafter, policy, sequences, verify)) as steps:
-        while True:
-            with model.undisturbed():
-                step = next(steps, None)
-            if step is None:
-                return
-            yield step
+    with closing(RunningBatch(model)) as batch:
+        batch.admit([(sequence, Method(drafter, policy, verifier)) for sequence in sequences])
+        batch.read()
+        while batch.sequences:
+            yield batch.step()
 
 
-def _steps(
-    model: Target, drafter: Drafter, policy: DraftPolicy, sequences: list[Sequence], verify: Verify
-) -> Generator[Step, None, None]:
-    active = list(sequences)
-    session = model.open(active)
-    begun: list[Sequence] = []
-    news = _News(drafter)
-    try:
-        policy.begin(_prefill(model, session, drafter, policy, active, begun=begun))
-        _attach(drafter, session, active)
-        clock = _Clock()
-        while active:
-            budget = policy.budget([len(sequence.token_ids) for sequence in active])
-            if policy.is_learning:
-                news.tell()
-            trees = _propose(drafter, policy, budget, active, model.vocab_size)
-            trees = [session.fit(tree) for tree in trees]
-            extended = _extend(drafter, session, active, trees, model.vocab_size) if budget else trees
-            clock.lap("draft")
-            top_k = drafter.top_k if policy.is_learning else 0
-            with _meanwhile(drafter, active):
-                logits = find(session, extended, _foresee(extended, active), top_k)
-                model.synchronize()  # the one time a step waits
-            clock.lap("forward")
-            acceptances = [verify(*row) for row in zip(trees, logits, active, strict=True)]
-            clock.lap("verify")
-            session.keep(acceptances)
-            clock.lap("other")
-            gains = _commit(active, trees, acceptances)
-            news.hear(gains, logits, top_k, at_once=policy.is_learning)
-            clock.lap("draft")
-            spent, clock.spent = clock.spent, {}
-            _judge(policy, extended, acceptances, spent)
-            if any(gain.sequence.finish_reason for gain in gains):
-                news.tell()
-                active = _retire(active, session, drafter, begun)
-            clock.lap("other")
-            spent["other"] += clock.spent.pop("other")
-            _account(gains, spent)
-            yield Step(gains, spent)
-            clock.started = time.perf_counter()
-    finally:
-        news.tell()
-        for sequence in begun:
-            drafter.end(sequence)
+class RunningBatch:
+    """Texts that are written side by side, and that join, leave and fork between steps.
 
+    Invariant between calls: of every text, each committed token but the last is in the target's cache; the
+    last one is the root of the next tree. ``sequences`` are in the order of the session's rows.
+    """
 
-def _judge(
-    policy: DraftPolicy, trees: list[DraftTree], acceptances: list[Acceptance], spent: dict[str, float]
-) -> None:
-    """Tell the policy what the step cost and gained."""
-    num_rows = len(trees) * (max(map(len, trees)) + 1)
-    num_accepted = [len(acceptance.path) for acceptance in acceptances]
-    other_ms = spent["verify"] + spent["other"]
-    policy.observe(num_rows, spent["forward"], spent["draft"], num_accepted, other_ms)
+    def __init__(self, model: Target) -> None:
+        self.sequences: list[Sequence] = []
+        self._model = model
+        self._session: Session | None = None
+        self._reading: Reading | None = None
+        self._groups: list[DraftingGroup] = []
+        self._group_of: dict[Sequence, DraftingGroup] = {}
+        self._started: list[Sequence] = []
+        self._ended: list[Sequence] = []  # cancelled before they began
 
+    @property
+    def num_texts(self) -> int:
+        """Those that are written, and those whose prompts are being read."""
+        return len(self.sequences) + (len(self._reading.entries) if self._reading else 0)
 
-class _News:
-    """What a drafter may learn of every step: at once, or later, of many steps as of one without a draft."""
+    @property
+    def has_work(self) -> bool:
+        """Whether another step has anything to do or to say."""
+        return bool(self.num_texts or self._ended)
 
-    def __init__(self, drafter: Drafter) -> None:
-        self._drafter = drafter
-        self._num_untold: Counter[Sequence] = Counter()
+    @property
+    def is_reading(self) -> bool:
+        """Whether prompts are still to be read; no other texts may be admitted meanwhile."""
+        return self._reading is not None
 
-    def hear(self, gains: list[Gain], logits: list[Logits], top_k: int, *, at_once: bool) -> None:
-        for gain, of_one in zip(gains, logits, strict=True):
-            if at_once:
-                self._drafter.observe(gain.sequence, _observation(gain, of_one, top_k))
-            else:
-                self._num_untold[gain.sequence] += len(gain.acceptance.token_ids)
+    def admit(self, entries: list[Entry]) -> None:
+        """Texts that join as soon as ``read`` has read their prompts.
 
-    def tell(self) -> None:
-        """All that was put off."""
-        for sequence, count in self._num_untold.items():
-            written = Acceptance([], sequence.token_ids[-count:])
-            self._drafter.observe(sequence, Observation(DraftTree(), written))
-        self._num_untold.clear()
+        Raises ConfigError while others are being read or written.
+        """
+        if self.num_texts:
+            raise ConfigError("texts are being written; admit others when they have ended")
+        for sequence, method in entries:
+            sequence.judge = method.verifier.judge(sequence)
+        if entries:
+            self._reading = Reading(self._model, entries)
 
+    def read(self, max_tokens: int | None = None) -> int:
+        """Read the prompts of admitted texts, at least so many tokens of them, in whole chunks, or all.
 
-def _prefill(
-    model: Target,
-    session: Session,
-    drafter: Drafter,
-    policy: DraftPolicy,
-    active: list[Sequence],
-    *,
-    begun: list[Sequence],
-) -> float:
-    """Cache the prompts; returns the milliseconds that took."""
-    clock = _Clock()
-    prompts = [sequence.token_ids for sequence in active]
-    positions = _telling_positions(prompts, policy) if drafter.top_k else None
-    found = session.prefill(prompts, drafter.top_k, positions)
-    model.synchronize()
-    for sequence, candidates in zip(active, found, strict=True):
-        begun.append(sequence)
-        drafter.begin(sequence, candidates)
-    clock.lap("prefill")
-    for sequence in active:
-        sequence.stats.prefill_ms = clock.spent["prefill"]
-    return clock.spent["prefill"]
+        Returns how many were read. Texts that are read join the batch.
+        """
+        if self._reading is None:
+            return 0
+        with self._model.undisturbed():
+            num_read, is_done = self._reading.advance(max_tokens)
+            if is_done:
+                reading, self._reading = self._reading, None
+                self._join(reading)
+        return num_read
 
+    def step(self) -> Step:
+        """One pass; texts that were cancelled leave before it, texts that ended after it."""
+        with self._model.undisturbed():
+            return self._step()
 
-def _telling_positions(prompts: list[list[int]], policy: DraftPolicy) -> list[NDArray[np.int64]] | None:
-    """Where drafters are to see candidates of each prompt; None: everywhere."""
-    count = policy.num_prompt_rows(sum(map(len, prompts)))
-    if count is None:
-        return None
-    return [telling_positions(prompt, count // len(prompts), PREFILL_CHUNK) for prompt in prompts]
+    def cancel(self, sequence: Sequence) -> None:
+        """The text ends where it is, as "interrupted", and leaves before the next step.
 
+        May be called at any time, also for a text that is still to be read, or that has ended.
+        """
+        if sequence.finish_reason is None:
+            sequence.finish_reason = "interrupted"
 
-def _propose(
-    drafter: Drafter, policy: DraftPolicy, budget: int, active: list[Sequence], vocab_size: int
-) -> list[DraftTree]:
-    """Trees no deeper than a sequence may still grow: its last token is the target's own."""
-    if not budget:
-        return policy.choose([DraftTree() for _ in active])
-    if isinstance(drafter, BatchDrafter):
-        trees = drafter.propose_all(active, budget)
-    else:
-        trees = [drafter.propose(sequence, budget) for sequence in active]
-    return policy.choose(
-        [
-            tree.sanitised(vocab_size, sequence.num_remaining - 1)
-            for tree, sequence in zip(trees, active, strict=True)
-        ]
-    )
+    def close(self) -> None:
+        """Give everything back: drafters forget the texts, which stay as they are."""
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            reading.close()
+        for group in self._groups:
+            group.end(list(group.sequences))
+        self.sequences.clear()
+        self._groups.clear()
+        self._group_of.clear()
+        self._close_session()
 
+    def _step(self) -> Step:
+        clock, ended = _Clock(), self._retire()
+        started, self._started = self._started, []
+        if self._session is None:
+            return Step([], {}, started, ended)
+        session, active = self._session, list(self.sequences)
+        drafts = self._draft(session)
+        trees = [draft.extended for draft in drafts]
+        with clock.phase("forward"), self._meanwhile():
+            top_k = max(group.top_k for group in self._groups)
+            logits = find(session, trees, _foresee(trees, active), top_k)
+            self._model.synchronize()  # the one time a step waits
+        with clock.phase("verify"):
+            acceptances = _verify(active, drafts, logits)
+        session.keep(acceptances)
+        gains = _commit(active, drafts, acceptances)
+        for group in self._groups:
+            rows = self._rows_of(group)
+            group.hear([gains[row] for row in rows], [logits[row] for row in rows])
+        clock.spent["draft"] = sum(group.draft_ms for group in self._groups)
+        self._judge(trees, acceptances, clock.spent["forward"], clock.spent["verify"] + clock.rest)
+        ended += self._retire()
+        clock.spent["other"] = clock.rest
+        _account(gains, clock.spent)
+        return Step(gains, clock.spent, started, ended)
 
-def _meanwhile(drafter: Drafter, active: list[Sequence]) -> AbstractContextManager[None]:
-    return drafter.while_verifying(active) if isinstance(drafter, BatchDrafter) else nullcontext()
+    def _judge(
+        self, trees: list[DraftTree], acceptances: list[Acceptance], forward_ms: float, other_ms: float
+    ) -> None:
+        """Tell the policies what the step cost and gained."""
+        num_rows = len(trees) * (max(map(len, trees)) + 1)
+        for group in self._groups:
+            num_accepted = [len(acceptances[row].path) for row in self._rows_of(group)]
+            group.policy.observe(num_rows, forward_ms, group.draft_ms, num_accepted, other_ms)
 
+    def _draft(self, session: Session) -> list[Draft]:
+        """Of every text, in the order of rows."""
+        found: dict[Sequence, Draft] = {}
+        for group in self._groups:
+            num_others = len(self.sequences) - len(group.sequences)
+            found |= zip(group.sequences, group.draft(session, num_others), strict=True)
+        return [found[sequence] for sequence in self.sequences]
 
-def _attach(drafter: Drafter, session: Session, active: list[Sequence]) -> None:
-    if isinstance(drafter, SelfDrafter):
-        drafter.attach(session, active)
+    @contextmanager
+    def _meanwhile(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for group in self._groups:
+                stack.enter_context(group.while_verifying())
+            yield
 
+    def _rows_of(self, group: DraftingGroup) -> list[int]:
+        if len(self._groups) == 1:
+            return list(range(len(self.sequences)))
+        return [row for row, each in enumerate(self.sequences) if self._group_of[each] is group]
 
-def _extend(
-    drafter: Drafter,
-    session: Session,
-    active: list[Sequence],
-    trees: list[DraftTree],
-    vocab_size: int,
-) -> list[DraftTree]:
-    """The trees with the extra rows of a fused drafter, where the model can take them."""
-    if not isinstance(drafter, FusedDrafter):
-        return trees
-    extended = []
-    for sequence, tree in zip(active, trees, strict=True):
-        larger = drafter.extend(sequence, tree)
-        clean = session.fit(larger.sanitised(vocab_size, sequence.num_remaining))
-        extended.append(larger if tree.begins(larger) and len(clean) == len(larger) else tree)
-    return extended
+    def _retire(self) -> list[Sequence]:
+        """Texts that have ended leave; returns them, and those that ended before they began."""
+        never_begun, self._ended = self._ended, []
+        rows = [row for row, sequence in enumerate(self.sequences) if not sequence.finish_reason]
+        if len(rows) == len(self.sequences):
+            return never_begun
+        ended = [sequence for sequence in self.sequences if sequence.finish_reason]
+        for group in self._groups:
+            if mine := [sequence for sequence in ended if self._group_of[sequence] is group]:
+                group.end(mine)
+        for sequence in ended:
+            del self._group_of[sequence]
+        self._groups = [group for group in self._groups if group.sequences]
+        self.sequences = [self.sequences[row] for row in rows]
+        if not rows:
+            self._close_session()
+        elif self._session is not None:
+            self._session.retain(rows)
+            self._attach()
+        return [*never_begun, *ended]
 
+    def _close_session(self) -> None:
+        self._session = None
 
-def _commit(active: list[Sequence], trees: list[DraftTree], acceptances: list[Acceptance]) -> list[Gain]:
-    gains = [Gain(*row) for row in zip(active, trees, acceptances, strict=True)]
-    for sequence, acceptance in zip(active, acceptances, strict=True):
-        sequence.token_ids += acceptance.token_ids
-        sequence.finish_reason = acceptance.finish_reason
-    return gains
+    def _attach(self) -> None:
+        for group in self._groups:
+            assert self._session is not None
+            group.attach(self._session, self.sequences)
+
+    def _group(self, method: Method) -> DraftingGroup:
+        """Of texts with the same drafter and policy; a new one where there is none."""
+        for group in self._groups:
+            if group.drafter is method.drafter and group.policy is method.policy:
+                return group
+        self._groups.append(DraftingGroup(method.drafter, method.policy, self._model.vocab_size))
+        return self._groups[-1]
+
+    def _join(self, reading: Reading) -> None:
+        """Texts whose prompts were read go on behind the others; those that were cancelled never begin."""
+        session, entries = reading.session, reading.entries
+        joining = [row for row, (sequence, _) in enumerate(entries) if not sequence.finish_reason]
+        self._ended += [sequence for sequence, _ in entries if sequence.finish_reason]
+        if not joining:
+            return
+        if len(joining) < len(entries):
+            session.retain(joining)
+        self._session = session
+        new: Counter[DraftingGroup] = Counter()
+        for row in joining:
+            sequence, method = entries[row]
+            sequence.stats.prefill_ms = reading.milliseconds
+            group = self._group_of[sequence] = self._group(method)
+            self.sequences.append(sequence)
+            self._started.append(sequence)
+            group.begin(sequence, reading.candidates[row])
+            new[group] += 1
+        for group, count in new.items():
+            group.policy.begin(reading.milliseconds, count / len(group.sequences))
+        self._attach()
 
 
 def _foresee(trees: list[DraftTree], active: list[Sequence]) -> list[Draw | None]:
@@ -253,26 +263,22 @@ def _foresee(trees: list[DraftTree], active: list[Sequence]) -> list[Draw | None
     return draws
 
 
-def _observation(gain: Gain, logits: Logits, top_k: int) -> Observation:
-    """What the drafter may learn of a sequence: the candidates of the tree's own rows, not of extra ones."""
-    found = logits.candidates(top_k).rows(0, len(gain.tree) + 1) if top_k else None
-    return Observation(gain.tree, gain.acceptance, found, logits)
+def _verify(active: list[Sequence], drafts: list[Draft], logits: list[Logits]) -> list[Acceptance]:
+    acceptances = []
+    for sequence, draft, of_one in zip(active, drafts, logits, strict=True):
+        assert sequence.judge is not None
+        acceptances.append(sequence.judge.verify(draft.tree, of_one, sequence))
+    return acceptances
 
 
-def _retire(
-    active: list[Sequence], session: Session, drafter: Drafter, begun: list[Sequence]
-) -> list[Sequence]:
-    """End the finished sequences; returns the others, which the session goes on with."""
-    rows = [row for row, sequence in enumerate(active) if not sequence.finish_reason]
-    for sequence in active:
-        if sequence.finish_reason:
-            begun.remove(sequence)
-            drafter.end(sequence)
-    going_on = [active[row] for row in rows]
-    if going_on:
-        session.retain(rows)
-        _attach(drafter, session, going_on)
-    return going_on
+def _commit(active: list[Sequence], drafts: list[Draft], acceptances: list[Acceptance]) -> list[Gain]:
+    gains = []
+    for sequence, draft, acceptance in zip(active, drafts, acceptances, strict=True):
+        sequence.token_ids += acceptance.token_ids
+        # A text that was cancelled meanwhile stays so, unless it ended by itself.
+        sequence.finish_reason = acceptance.finish_reason or sequence.finish_reason
+        gains.append(Gain(sequence, draft.tree, acceptance))
+    return gains
 
 
 def _account(gains: list[Gain], spent: dict[str, float]) -> None:
@@ -286,3 +292,22 @@ def _account(gains: list[Gain], spent: dict[str, float]) -> None:
         for phase, milliseconds in spent.items():
             name = f"{phase}_ms"
             setattr(stats, name, getattr(stats, name) + milliseconds)
+
+
+class _Clock:
+    """What the phases of a step took, in milliseconds."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = {}
+        self._started = time.perf_counter()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.spent[name] = 1000 * (time.perf_counter() - start)
+
+    @property
+    def rest(self) -> float:
+        """Of the time since the step began, what belongs to no phase."""
+        return 1000 * (time.perf_counter() - self._started) - sum(self.spent.values())

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence as AbstractSequence
+from contextlib import closing
 from functools import cached_property
 from typing import Any
 
-from hasten.core import SamplingParams, Sequence, sampling_params
+from hasten.calls import answer, interruptible, require_one_sample
+from hasten.core import Drafting, SamplingParams, sampling_params
 from hasten.drafters import Drafter, Resources, make_drafter
 from hasten.drafters.corpus.corpus_index import open_index
 from hasten.drafters.store import load_store, save_store
-from hasten.errors import ConfigError, GenerationInterrupted, ModelError, PromptError
+from hasten.errors import ConfigError, ModelError, PromptError
 from hasten.models.causal_lm import require_torch
 from hasten.models.checkpoints import is_denoiser
 from hasten.models.draft.draft_lm import load_draft
@@ -24,11 +26,14 @@ from hasten.models.target import Target
 from hasten.models.vocabulary import vocabulary_fingerprint
 from hasten.policies import POLICIES, DraftPolicy, FixedPolicy, check_policy
 from hasten.stopping import TextStream
-from hasten.text.decode import Step, decode
+from hasten.text.decode import Step
+from hasten.text.drafting import Method
 from hasten.text.pricing import Prices
+from hasten.text.reading import Entry
 from hasten.text.requests import Job, Piece, Prompt, Requests
+from hasten.text.scheduler import Scheduler
 from hasten.values import at_least_one
-from hasten.verify import VERIFIERS, Verifier, find_verifier
+from hasten.verify import Verifier, find_verifier
 
 Trace = Callable[[Step], None]
 
@@ -148,6 +153,7 @@ class LanguageModel:
         self._default_drafter = drafter
         self._drafters: dict[str, Drafter] = {}
         self._policies: dict[tuple[str, str], DraftPolicy] = {}
+        self._fixed_sizes: dict[int, DraftPolicy] = {}
         self._fingerprint: str | None = None
         opened = None if index is None else open_index(index, self.fingerprint)
         if draft is not None:
@@ -158,7 +164,7 @@ class LanguageModel:
     def generate(
         self,
         prompts: Prompt | AbstractSequence[Prompt],
-        params: SamplingParams | None = None,
+        params: SamplingParams | AbstractSequence[SamplingParams] | None = None,
         *,
         drafter: str | Drafter | None = None,
         num_draft_tokens: int | None = None,
@@ -173,7 +179,8 @@ class LanguageModel:
         Args:
             prompts: a text, token ids, or several of such (see ``hasten.prompts.read_prompts``);
                 what the encoder reads, where a model has one.
-            params: how to sample and when to stop.
+            params: how to sample and when to stop; or a list with one for each prompt, which is then written
+                as it would be alone.
             drafter: "auto", "off" (plain decoding), a system's name, several joined by "+", or an object.
             num_draft_tokens: a fixed tree size; None lets the policy choose.
             policy: "cost" drafts what pays on this machine; "ems" and "bass" are published rules for batches.
@@ -183,7 +190,7 @@ class LanguageModel:
                 "typical", "tolerant" and "confident" are approximate. ``Output.guarantee`` says what was
                 promised.
             decoder_prompt: what an encoder-decoder model's texts begin with, after its start token.
-            batch_size: how many sequences are decoded side by side.
+            batch_size: how many sequences are decoded side by side; where one ends, the next joins.
             trace: called with every decoding step.
 
         Returns:
@@ -194,21 +201,19 @@ class LanguageModel:
             ModelError: the model gave NaN.
             GenerationInterrupted: Ctrl-C; carries what was written so far.
         """
-        params = sampling_params(params)
         batch_size = at_least_one(batch_size, "batch_size")
-        verifier = find_verifier(verify)
+        drafting = Drafting(
+            drafter=drafter, verify=find_verifier(verify), policy=policy, num_draft_tokens=num_draft_tokens
+        )
         several, single = self._requests.read(prompts)
+        params = _params_of(params, len(several))
         jobs = self._requests.jobs(several, params, decoder_prompt)
-        try:
-            for start in range(0, len(jobs), batch_size):
-                batch = [job.sequence for job in jobs[start : start + batch_size]]
-                for step in self._decode(batch, drafter, num_draft_tokens, policy, verifier):
-                    if trace:
-                        trace(step)
-        except KeyboardInterrupt:
-            raise GenerationInterrupted([self._requests.output(job) for job in jobs]) from None
-        outputs = [self._requests.output(job) for job in jobs]
-        return outputs[0] if single and params.n == 1 else outputs
+        with interruptible(lambda: [self._requests.output(job) for job in jobs]):
+            method = self.method(drafting)
+            for step in self.decode_sequences([(job.sequence, method) for job in jobs], batch_size):
+                if trace:
+                    trace(step)
+        return answer([self._requests.output(job) for job in jobs], is_single=single)
 
     def stream(
         self,
@@ -227,25 +232,21 @@ class LanguageModel:
         Closing the iterator, or Ctrl-C, ends the request; what was learnt stays.
         """
         params = sampling_params(params)
-        if params.n != 1:
-            raise ConfigError(f"n={params.n} cannot be streamed; use generate, or one stream a sample")
+        require_one_sample(params, "streamed", "use generate, or one stream a sample")
         prompts, _ = self._requests.read(prompt)
         if len(prompts) != 1:
             raise PromptError(f"{len(prompts)} prompts cannot be streamed at once; give one stream a prompt")
         [job] = self._requests.jobs(prompts, params, decoder_prompt)
-        choices = {"num_draft_tokens": num_draft_tokens, "policy_name": policy}
-        return self._stream(job, params, drafter, trace, verifier=find_verifier(verify), **choices)
+        drafting = Drafting(
+            drafter=drafter, verify=find_verifier(verify), policy=policy, num_draft_tokens=num_draft_tokens
+        )
+        return self._stream(job, params, drafting, trace)
 
     def _stream(
-        self,
-        job: Job,
-        params: SamplingParams,
-        drafter: str | Drafter | None,
-        trace: Trace | None,
-        **choices: Any,
+        self, job: Job, params: SamplingParams, drafting: Drafting, trace: Trace | None
     ) -> Iterator[Piece]:
         text = TextStream(self._requests.detokeniser, params.stop_strings)
-        for step in self._decode([job.sequence], drafter, **choices):
+        for step in self.decode_sequences([(job.sequence, self.method(drafting))], 1):
             if trace:
                 trace(step)
             [gain] = step.gains
@@ -318,46 +319,61 @@ class LanguageModel:
         return self._requests.encode(prompt)
 
     def decode_sequences(
-        self,
-        sequences: list[Sequence],
-        drafter: str | Drafter | None = None,
-        num_draft_tokens: int | None = None,
+        self, entries: AbstractSequence[Entry], batch_size: int
     ) -> Generator[Step, None, None]:
-        """Write prepared sequences side by side, for callers with samplers and stop rules of their own."""
-        yield from self._decode(sequences, drafter, num_draft_tokens)
+        """Write prepared sequences, for callers with samplers and stop rules of their own.
 
-    def _decode(
-        self,
-        sequences: list[Sequence],
-        drafter: str | Drafter | None,
-        num_draft_tokens: int | None,
-        policy_name: str = "cost",
-        verifier: Verifier = VERIFIERS["follow"],
-    ) -> Iterator[Step]:
-        check_policy(policy_name, num_draft_tokens)
-        chosen = self.drafter(drafter)
-        for sequence in sequences:
-            sequence.guarantee, sequence.proposals = verifier.guarantee, verifier.proposals
-            if verifier.begin is not None:
-                verifier.begin(sequence)
-        if num_draft_tokens is not None or chosen.name == "off":
-            yield from decode(
-                self.target, chosen, FixedPolicy(num_draft_tokens or 0), sequences, verifier.rule
-            )
-            return
-        yield from decode(self.target, chosen, self._policy(chosen, policy_name), sequences, verifier.rule)
-        self._prices.keep()
+        At most ``batch_size`` are written side by side; where one ends, the next joins.
+        """
+        with closing(Scheduler(self.target, max_batch=batch_size)) as scheduler:
+            for sequence, method in entries:
+                scheduler.submit(sequence, method)
+            while scheduler.has_work:
+                step = scheduler.step()
+                if step.gains:
+                    yield step
+        if self._has_prices:
+            self._prices.keep()
 
-    def _policy(self, drafter: Drafter, name: str) -> DraftPolicy:
+    def method(self, drafting: Drafting) -> Method:
+        """What the names of a drafting stand for here, with all that was learnt. Raises ConfigError."""
+        check_policy(drafting.policy, drafting.num_draft_tokens)
+        verifier = find_verifier(drafting.verify)
+        drafter = self.drafter(drafting.drafter)
+        return Method(drafter, self._policy(drafter, drafting), verifier)
+
+    def _policy(self, drafter: Drafter, drafting: Drafting) -> DraftPolicy:
         """What it learnt of this drafter goes on from call to call, whatever the size of the batch."""
-        key = drafter.name, name
+        if drafting.num_draft_tokens is not None or drafter.name == "off":
+            size = drafting.num_draft_tokens or 0
+            if size not in self._fixed_sizes:
+                self._fixed_sizes[size] = FixedPolicy(size)
+            return self._fixed_sizes[size]
+        key = drafter.name, drafting.policy
         if drafter is not self._drafters.get(drafter.name):
-            return POLICIES[name](self._prices.cost)
+            return POLICIES[drafting.policy](self._prices.cost)
         if key not in self._policies:
-            self._policies[key] = POLICIES[name](self._prices.cost)
+            self._policies[key] = POLICIES[drafting.policy](self._prices.cost)
         return self._policies[key]
+
+    @property
+    def _has_prices(self) -> bool:
+        """Whether anything was drafted that has a price."""
+        return "_prices" in vars(self)
 
     @cached_property
     def _prices(self) -> Prices:
         """Measured, unless an earlier run did, when the first text is drafted."""
         return Prices(self.target)
+
+
+def _params_of(params: Any, num_prompts: int) -> SamplingParams | list[SamplingParams]:
+    """Those of all prompts, or a list with one for each. Raises ConfigError for anything else."""
+    if not isinstance(params, list | tuple):
+        return sampling_params(params)
+    if len(params) != num_prompts:
+        raise ConfigError(
+            f"params={params!r} holds {len(params)} SamplingParams for {num_prompts} prompts; give one for "
+            "each prompt, or a single one for all"
+        )
+    return [sampling_params(own) for own in params]

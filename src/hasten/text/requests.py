@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hasten.calls import stop_token_ids
-from hasten.core import DecodeStats, FinishReason, Guarantee, SamplingParams, Sequence, prompt_seeds
+from hasten.calls import Asked, asked_texts, stop_token_ids
+from hasten.core import DecodeStats, FinishReason, Guarantee, SamplingParams, Sequence
 from hasten.detokenising import Detokeniser
 from hasten.errors import ConfigError, PromptError
 from hasten.models.encoder_decoder.target import Seq2SeqLM
@@ -110,20 +110,26 @@ class Requests:
     def jobs(
         self,
         prompts: AbstractSequence[Prompt],
-        params: SamplingParams,
+        params: SamplingParams | AbstractSequence[SamplingParams],
         decoder_prompt: str | AbstractSequence[int] | None = None,
     ) -> list[Job]:
-        if not len(prompts):
-            raise PromptError("no prompts were given")
-        seeds = prompt_seeds(params.seed, len(prompts))
-        target = self.target
-        stops = stop_token_ids(params, self.tokenizer, target.vocab_size, target.stop_token_ids)
-        starts = [self._start(prompt, decoder_prompt) for prompt in prompts]
+        """The texts of a call, the samples of a prompt side by side.
+
+        Of one SamplingParams for all prompts, each has a seed of its own; of a list, each its own.
+
+        Raises PromptError, ConfigError.
+        """
+        texts = asked_texts(prompts, params)
+        stops = {id(text.params): self._stops(text.params) for text in texts}
+        starts = {id(prompt): self._start(prompt, decoder_prompt) for prompt in prompts}
         return [
-            self._job(start, params, stops, (seed, sample), is_only=len(starts) * params.n == 1)
-            for start, seed in zip(starts, seeds, strict=True)
-            for sample in range(params.n)
+            self._job(starts[id(text.prompt)], text, stops[id(text.params)], is_only=len(texts) == 1)
+            for text in texts
         ]
+
+    def _stops(self, params: SamplingParams) -> frozenset[int]:
+        target = self.target
+        return stop_token_ids(params, self.tokenizer, target.vocab_size, target.stop_token_ids)
 
     def _start(self, prompt: Prompt, decoder_prompt: str | AbstractSequence[int] | None) -> _Start:
         target = self.target
@@ -141,18 +147,17 @@ class Requests:
     def _job(
         self,
         start: _Start,
-        params: SamplingParams,
-        stop_token_ids: frozenset[int],
-        key: tuple[int, int],
+        asked: Asked[Prompt],
+        stops: frozenset[int],
         *,
         is_only: bool,
     ) -> Job:
-        seed, sample = key
+        params = asked.params
         length = len(start.token_ids)
         room = (self.target.max_length or length + params.max_new_tokens) - length
         max_tokens = min(params.max_new_tokens, room)
         stream = TextStream(self.detokeniser, params.stop_strings) if params.stop_strings else None
-        stop_rule = StopConditions(stop_token_ids, max_tokens, stream)
+        stop_rule = StopConditions(stops, max_tokens, stream)
         processors = self.target.logits_processors(
             length,
             length + max_tokens,
@@ -163,17 +168,17 @@ class Requests:
             token_ids=list(start.token_ids),
             prompt_length=length,
             max_length=length + max_tokens,
-            sampler=Sampler(params, seed, sample, processors),
+            sampler=Sampler(params, asked.seed, asked.sample, processors),
             stop_rule=stop_rule,
             source_ids=start.source_ids,
             source_features=start.source_features,
         )
-        return Job(sequence, seed, stream)
+        return Job(sequence, asked.seed, stream)
 
     def output(self, job: Job) -> Output:
         sequence = job.sequence
         text = job.stream
-        if text is None or sequence.finish_reason is None:  # a stream may be ahead of an interrupted sequence
+        if text is None or sequence.finish_reason in (None, "interrupted"):  # a stream may be ahead of it
             text = TextStream(self.detokeniser)
             text.push(sequence.new_token_ids)
         text.finish()

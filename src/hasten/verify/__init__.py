@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import hasten.compile_cache  # noqa: F401 - before what is compiled
-from hasten.core import Acceptance, Guarantee, LogitRows, Proposals, Sequence, System
+from hasten.core import Acceptance, Guarantee, Judge, LogitRows, Proposals, Sequence, System
 from hasten.errors import ConfigError
 from hasten.tree import DraftTree
 from hasten.verify.block import SYSTEM as BLOCK_SYSTEM, block
 from hasten.verify.confident import confident
-from hasten.verify.fastest import begin_fastest, fastest
+from hasten.verify.fastest import Fastest
 from hasten.verify.follow import follow
 from hasten.verify.k_sequential import SYSTEM as SPECTR_SYSTEM, k_sequential
 from hasten.verify.naive import SYSTEM as MCSD_SYSTEM, naive
@@ -39,13 +39,30 @@ class Verifier:
     rule: Verify
     guarantee: Guarantee
     proposals: Proposals = "coupled"
-    begin: Callable[[Sequence], None] | None = None
-    """called with each sequence before its first draft"""
+
+    def judge(self, sequence: Sequence) -> Judge:
+        """What judges the drafts of one text, asked for before its first draft; a rule keeps nothing."""
+        return self
+
+    def verify(self, tree: DraftTree, logits: LogitRows, sequence: Sequence) -> Acceptance:
+        """See Judge."""
+        return self.rule(tree, logits, sequence)
+
+    def fork(self) -> Judge:
+        """See Judge."""
+        return self
+
+
+class _Choosing(Verifier):
+    """``fastest``, which keeps of each text what its rules gained there."""
+
+    def judge(self, sequence: Sequence) -> Judge:
+        return Fastest(sequence)
 
 
 VERIFIERS: dict[str, Verifier] = {
     "follow": Verifier("follow", follow, "exact"),
-    "fastest": Verifier("fastest", fastest, "distribution", begin=begin_fastest),
+    "fastest": _Choosing("fastest", follow, "distribution"),
     "residual": Verifier("residual", residual, "distribution", "distinct"),
     "confident": Verifier("confident", confident(), "approximate"),
     "tolerant": Verifier("tolerant", tolerant(), "approximate"),
@@ -81,11 +98,11 @@ def find_verifier(verify: str | Verifier) -> Verifier:
 __all__ = [
     "SYSTEMS",
     "VERIFIERS",
+    "Fastest",
     "Verifier",
     "Verify",
     "block",
     "confident",
-    "fastest",
     "find_verifier",
     "follow",
     "k_sequential",

@@ -17,7 +17,10 @@ behind it. In the other stretches no noise is seen, and rules draw with random n
 
 from __future__ import annotations
 
-from hasten.core import Acceptance, LogitRows, Proposals, Sequence, VeiledSampler
+import copy
+from collections import Counter
+
+from hasten.core import Acceptance, Guarantee, LogitRows, Proposals, Sequence, VeiledSampler
 from hasten.errors import ConfigError
 from hasten.tree import DraftTree
 from hasten.verify.follow import follow
@@ -33,45 +36,60 @@ _TRIAL_STEPS = 4
 _EXPLORE_EVERY = 32
 
 
-def begin_fastest(sequence: Sequence) -> None:
-    """Before the first draft of a text. Raises ConfigError for a sampler that cannot veil its noise."""
-    _sampler(sequence).guess_end = len(sequence.token_ids) + _VIEW
-
-
-def fastest(tree: DraftTree, logits: LogitRows, sequence: Sequence) -> Acceptance:
-    """A path that the rule for this step's proposals accepts; then chooses those of the next step.
-
-    Args:
-        logits: [nodes + 1, vocab], root first.
+class Fastest:
+    """See Judge: what each rule gained in this text, and which is the next step's.
 
     Raises ConfigError for a sampler that cannot veil its noise.
     """
-    used, sampler = sequence.proposals, _sampler(sequence)
-    acceptance = RULES[used](tree, logits, sequence)
-    stats, length = sequence.stats, len(sequence.token_ids)
-    has_full_view = sampler.guess_end == length + _VIEW
-    if len(tree) and (used != "coupled" or has_full_view):  # other steps tell nothing of a rule
-        stats.rule_steps[used] += 1
-        stats.rule_tokens[used] += len(acceptance.token_ids)
-    length += len(acceptance.token_ids)
-    choice = _best(sequence)
-    if choice == "coupled":
-        sampler.guess_end = length + _VIEW
-    elif used == "coupled" and sampler.guess_end is not None and length < sampler.guess_end:
-        choice = "coupled"  # what was seen is written as it was seen
-    else:
-        sampler.guess_end = length
-    sequence.proposals = choice
-    return acceptance
 
+    guarantee: Guarantee = "distribution"
 
-def _best(sequence: Sequence) -> Proposals:
-    steps, tokens = sequence.stats.rule_steps, sequence.stats.rule_tokens
-    names: list[Proposals] = ["coupled", "distinct", "chosen"]
-    fewest = min(names, key=lambda name: steps[name])
-    if steps[fewest] < _TRIAL_STEPS or steps.total() % _EXPLORE_EVERY == 0:
-        return fewest
-    return max(names, key=lambda name: tokens[name] / steps[name])
+    def __init__(self, sequence: Sequence) -> None:
+        self.proposals: Proposals = "coupled"
+        self._steps: Counter[Proposals] = Counter()
+        self._tokens: Counter[Proposals] = Counter()
+        _sampler(sequence).guess_end = len(sequence.token_ids) + _VIEW
+
+    def verify(self, tree: DraftTree, logits: LogitRows, sequence: Sequence) -> Acceptance:
+        """A path that the rule for this step's proposals accepts; then chooses those of the next step.
+
+        Args:
+            logits: [nodes + 1, vocab], root first.
+
+        Raises ConfigError for a sampler that cannot veil its noise.
+        """
+        used, sampler = self.proposals, _sampler(sequence)
+        acceptance = RULES[used](tree, logits, sequence)
+        length, num_gained = len(sequence.token_ids), len(acceptance.token_ids)
+        has_full_view = sampler.guess_end == length + _VIEW
+        if len(tree) and (used != "coupled" or has_full_view):  # other steps tell nothing of a rule
+            self._steps[used] += 1
+            self._tokens[used] += num_gained
+            sequence.stats.rule_steps[used] += 1
+            sequence.stats.rule_tokens[used] += num_gained
+        length += num_gained
+        choice = self._best()
+        if choice == "coupled":
+            sampler.guess_end = length + _VIEW
+        elif used == "coupled" and sampler.guess_end is not None and length < sampler.guess_end:
+            choice = "coupled"  # what was seen is written as it was seen
+        else:
+            sampler.guess_end = length
+        self.proposals = choice
+        return acceptance
+
+    def fork(self) -> Fastest:
+        """See Judge."""
+        forked = copy.copy(self)
+        forked._steps, forked._tokens = Counter(self._steps), Counter(self._tokens)
+        return forked
+
+    def _best(self) -> Proposals:
+        names: list[Proposals] = ["coupled", "distinct", "chosen"]
+        fewest = min(names, key=lambda name: self._steps[name])
+        if self._steps[fewest] < _TRIAL_STEPS or self._steps.total() % _EXPLORE_EVERY == 0:
+            return fewest
+        return max(names, key=lambda name: self._tokens[name] / self._steps[name])
 
 
 def _sampler(sequence: Sequence) -> VeiledSampler:

@@ -22,6 +22,7 @@ from hasten.drafters.trees.growing import Growing
 from hasten.sampling import Sampler
 from hasten.tree import ROOT
 from hasten.verify import residual
+from judges import wanting
 
 SHAPES = {
     "chain": Chain,
@@ -76,7 +77,7 @@ class Table:
 
 def text_of(proposals="coupled", temperature=1.0, seed=0, prompt=(0,), **params):
     sampler = Sampler(SamplingParams(temperature=temperature, **params), seed)
-    return Sequence(list(prompt), len(prompt), 10**6, sampler, NoStop(), proposals=proposals)
+    return Sequence(list(prompt), len(prompt), 10**6, sampler, NoStop(), judge=wanting(proposals))
 
 
 def path_of(tree, node):

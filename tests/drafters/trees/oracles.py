@@ -10,6 +10,7 @@ from hasten.drafters.trees.growing import Growing
 from hasten.sampling import Sampler
 from hasten.tree import ROOT
 from hasten.verify import VERIFIERS
+from judges import wanting
 
 MODES = {
     "coupled": "follow",
@@ -28,7 +29,7 @@ class NoStop:
 def sequence_of(proposals="coupled", temperature=1.0, seed=0, token_ids=(0, 0), sampler=None):
     """A text that never ends."""
     sampler = sampler or Sampler(SamplingParams(temperature=temperature), seed)
-    return Sequence(list(token_ids), len(token_ids), 10**9, sampler, NoStop(), proposals=proposals)
+    return Sequence(list(token_ids), len(token_ids), 10**9, sampler, NoStop(), judge=wanting(proposals))
 
 
 class Pair:

@@ -11,6 +11,7 @@ from grown import Table, distinct_pairs, misfit, text_of
 
 from hasten.drafters.trees.siblings import is_sampled, siblings_below
 from hasten.errors import ConfigError
+from judges import wanting
 
 LOGITS = torch.tensor([0.0, 2.0, 1.0, -1.0])
 LAW = torch.softmax(LOGITS.double(), 0).numpy()
@@ -129,6 +130,6 @@ def test_laws_are_asked_only_of_who_tells_them():
     with pytest.raises(ConfigError, match=r"Mute.*verify='follow'"):
         is_sampled(sequence)
     for proposals in ("coupled", "chosen"):
-        sequence.proposals = proposals
+        sequence.judge = wanting(proposals)
         assert not is_sampled(sequence)
         assert siblings_below(sequence, LOGITS, 1, None).take(1)[0].token_id == 1

@@ -1,0 +1,72 @@
+"""Prompts on their way into a running batch: read in a session of their own, a chunk at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten.core import Sequence, TopCandidates
+from hasten.models.forwards.forward import PREFILL_CHUNK
+from hasten.models.target import Target
+from hasten.policies import telling_positions
+from hasten.text.drafting import Method
+
+Entry = tuple[Sequence, Method]
+"""A text and how it is drafted."""
+
+
+class Reading:
+    """Texts whose prompts are being read side by side."""
+
+    def __init__(self, model: Target, entries: list[Entry]) -> None:
+        self.entries = entries
+        self.milliseconds = 0.0
+        """that reading took"""
+        self.candidates: list[TopCandidates | None] = []
+        """those that drafters asked for, one a text, when all is read"""
+        self.session = model.open([sequence for sequence, _ in entries])
+        self._model = model
+        self._steps = self._read()
+
+    def advance(self, max_tokens: int | None) -> tuple[int, bool]:
+        """Read at least so many tokens, or all: how many those were, and whether all is read."""
+        start, num_read, is_done = time.perf_counter(), 0, False
+        while not is_done and (max_tokens is None or num_read < max_tokens):
+            count = next(self._steps, None)
+            is_done = count is None
+            num_read += count or 0
+        self._model.synchronize()
+        self.milliseconds += 1000 * (time.perf_counter() - start)
+        return num_read, is_done
+
+    def close(self) -> None:
+        self._steps.close()
+
+    def _read(self) -> Generator[int, None, None]:
+        prompts = [sequence.token_ids for sequence, _ in self.entries]
+        top_k = max(method.drafter.top_k for _, method in self.entries)
+        positions = _wanted(self.entries) if top_k else None
+        self.candidates = self.session.prefill(prompts, top_k, positions)
+        yield sum(map(len, prompts))
+
+
+def _wanted(entries: list[Entry]) -> list[NDArray[np.int64]] | None:
+    """Of which positions of each prompt its drafter is to see candidates; None: of all of them."""
+    positions: list[NDArray[np.int64] | None] = [None] * len(entries)
+    for method in dict.fromkeys(method for _, method in entries):
+        mine = [row for row, (_, its) in enumerate(entries) if its == method]
+        num_tokens = sum(len(entries[row][0].token_ids) for row in mine)
+        count = method.policy.num_prompt_rows(num_tokens) if method.drafter.top_k else 0
+        for row in mine:
+            if count is not None:
+                prompt = entries[row][0].token_ids
+                positions[row] = telling_positions(prompt, count // len(mine), PREFILL_CHUNK)
+    if all(own is None for own in positions):
+        return None
+    return [
+        np.arange(len(sequence.token_ids) - 1) if own is None else own
+        for own, (sequence, _) in zip(positions, entries, strict=True)
+    ]
