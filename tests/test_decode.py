@@ -180,11 +180,11 @@ def test_this_must_fail_an_accepted_path_that_is_not_kept(models, monkeypatch):
 
 
 def test_this_must_fail_a_root_that_is_cached_twice(models, monkeypatch):
-    prefill = TreeSession.prefill
+    reading = TreeSession.reading
     monkeypatch.setattr(
         TreeSession,
-        "prefill",
-        lambda session, prompts, *rest: prefill(session, [[*one, one[-1]] for one in prompts], *rest),
+        "reading",
+        lambda session, prompts, *rest: reading(session, [[*one, one[-1]] for one in prompts], *rest),
     )
     lm = models()
     expected = CausalLM(lm.target.forward.model, mode="chain")

@@ -61,7 +61,7 @@ class FakeTarget:
         for text, acceptance in zip(self.texts, acceptances, strict=True):
             text.extend(acceptance.token_ids)
 
-    def retain(self, rows: list[int]) -> None:
+    def select(self, rows: list[int]) -> None:
         self.texts = [self.texts[row] for row in rows]
 
 

@@ -113,7 +113,7 @@ def test_any_history_of_trees_leaves_the_logits_of_a_fresh_prefill(target, plain
         keep(session, texts, rows, lambda tree: data.draw(st.integers(ROOT, len(tree) - 1)))
         if len(texts) > 1 and data.draw(st.booleans()):
             kept = [row for row in range(len(texts)) if row != data.draw(st.integers(0, len(texts) - 1))]
-            session.retain(kept or [0])
+            session.select(kept or [0])
             texts = [texts[row] for row in kept or [0]]
 
 
@@ -138,7 +138,7 @@ def test_a_row_that_is_dropped_gives_its_places_back(target, plain):
     session.forward([tree] * 3)
     keep(session, [list(prompt) for prompt in PROMPTS], [tree] * 3, lambda tree: 2)
     bases = [row.base for row in session._rows]
-    session.retain([1])
+    session.select([1])
     memory = session._context._memory
     last = [llama_cpp.llama_memory_seq_pos_max(memory, base) for base in bases]
     assert last == [-1, len(PROMPTS[1]) + 1, -1]

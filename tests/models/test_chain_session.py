@@ -46,7 +46,7 @@ def test_any_history_gives_the_logits_of_a_fresh_pass(targets, name):
         session.keep(steps)
         for text, step in zip(texts, steps, strict=True):
             text.extend(step.token_ids)
-    session.retain([2, 0])
+    session.select([2, 0])
     check_step(forward, session, [texts[2], texts[0]], [DraftTree(), session.fit(DraftTree.chain([3]))])
 
 

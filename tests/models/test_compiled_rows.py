@@ -89,7 +89,7 @@ def walk(forward, session, rng, num_steps, prompts=PROMPTS):
         nodes = [int(rng.integers(-1, len(tree))) for tree in rows]
         accept(session, texts, rows, nodes, int(rng.integers(0, VOCAB)))
         if step == 1 and len(texts) > 2:
-            session.retain([0, 2])
+            session.select([0, 2])
             texts = [texts[0], texts[2]]
     return texts
 

@@ -184,7 +184,7 @@ def test_retained_rows_keep_their_nodes(targets, rows, slow):
     walk(state, np.random.default_rng(4), 3)
     state.grow([[(ROOT, 40 + row)] for row in range(4)])
     before = state.passes()
-    state.session.retain(rows)
+    state.session.select(rows)
     state.texts, state.known = ([texts[row] for row in rows] for texts in (state.texts, state.known))
     state.paths = [state.paths[row] for row in rows]
     state.check()

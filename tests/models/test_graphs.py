@@ -84,7 +84,7 @@ def test_rows_leave_a_batch_and_others_stay():
     session = TreeSession(forward)
     texts = walk(forward, session, np.random.default_rng(2), 2)
     for rows in ([0, 2], [1]):
-        session.retain(rows)
+        session.select(rows)
         texts = [texts[row] for row in rows]
         check_step(forward, session, texts, [a_tree(np.random.default_rng(row)) for row in rows])
         session.keep([Acceptance([], [33]) for _ in rows])

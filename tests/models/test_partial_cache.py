@@ -49,7 +49,7 @@ def test_with_room_for_the_whole_text_its_logits_are_those_of_plain_passes(targe
     session = TreeSession(target.forward)
     text = written(session)
     assert why_not_partial(target.forward, session) == ""
-    full = session.row_cache(0)
+    full = session.cached(0)
     assert full.positions.tolist() == list(range(len(text) - 1))
     partial = PartialCache(target.forward, full, text[-1], budget=len(text))
     for _ in range(2):
@@ -64,14 +64,14 @@ def test_what_is_written_after_the_selection_is_taken_over(targets: Any) -> None
     target = targets("llama", torch.float64)
     session = TreeSession(target.forward)
     text = written(session)
-    partial = PartialCache(target.forward, session.row_cache(0), text[-1], budget=200)
+    partial = PartialCache(target.forward, session.cached(0), text[-1], budget=200)
     for _ in range(3):
         partial.step(text[-1])
         partial.forget()
         session.forward([DraftTree([11, 12], [-1, -1]), DraftTree()])
         session.keep([Acceptance([1], [12, 13]), Acceptance([], [3])])
         text += [12, 13]
-        partial.append(session.row_cache(0, partial.num_tokens))
+        partial.append(session.cached(0, partial.num_tokens))
         assert partial.num_tokens == partial.num_slots == len(text) - 1
     assert partial.num_written == 6
     assert close(partial.step(text[-1]), plain_logits(target, text))
@@ -81,11 +81,11 @@ def test_a_row_keeps_its_own_tokens_when_others_leave(targets: Any) -> None:
     target = targets("llama", torch.float64)
     session = TreeSession(target.forward, max_holes=0)
     written(session)
-    before = session.row_cache(1)
-    session.retain([1])
+    before = session.cached(1)
+    session.select([1])
     session.forward([DraftTree([5, 6, 7, 8], [-1, -1, -1, -1])])
     session.keep([Acceptance([3], [8, 9])])
-    after = session.row_cache(0)
+    after = session.cached(0)
     assert after.positions.tolist() == list(range(len(OTHER) + 2))
     for one, two in zip(before.layers, after.layers, strict=True):
         assert one is not None
@@ -105,7 +105,7 @@ def test_a_shared_prefix_is_part_of_every_row(targets: Any, start: int) -> None:
         session.keep([Acceptance([1], [6, 7]), Acceptance([0], [8, 9])])
     assert shared.num_shared_tokens == 40
     for row in range(2):
-        one, two = shared.row_cache(row, start), apart.row_cache(row, start)
+        one, two = shared.cached(row, start), apart.cached(row, start)
         assert one.positions.tolist() == two.positions.tolist() == list(range(start, len(prompts[row]) + 1))
         for of_one, of_two in zip(one.layers, two.layers, strict=True):
             assert close(of_one[0], of_two[0])
@@ -117,7 +117,7 @@ def test_every_kv_head_keeps_the_sink_and_what_its_query_scores_highest(targets:
     target = targets(name, torch.float64)
     session = TreeSession(target.forward)
     text = written(session)
-    full = session.row_cache(0)
+    full = session.cached(0)
     partial = PartialCache(target.forward, full, text[-1], budget=24, num_sink=5)
     assert partial.ranking == "query"
     assert partial.num_slots == 24
@@ -158,7 +158,7 @@ def test_a_pass_sees_the_kept_tokens_where_they_stood_and_nothing_else(
     target = targets("llama", torch.float64)
     session = TreeSession(target.forward)
     text = written(session)
-    full = session.row_cache(0)
+    full = session.cached(0)
     monkeypatch.setattr(target.forward, "attention_weights", lambda *arguments: [])
     partial = PartialCache(target.forward, full, text[-1], budget=20, num_sink=3)
     assert partial.ranking == "recency"
@@ -178,7 +178,7 @@ def test_the_model_is_as_before_after_it_told_what_it_attends_to(monkeypatch: py
     session = TreeSession(target.forward)
     text = written(session)
     before = target.forward.config._attn_implementation
-    PartialCache(target.forward, session.row_cache(0), text[-1], budget=24)
+    PartialCache(target.forward, session.cached(0), text[-1], budget=24)
     assert target.forward.config._attn_implementation == before == "sdpa"
 
     def fail(*arguments: Any) -> Any:
@@ -186,7 +186,7 @@ def test_the_model_is_as_before_after_it_told_what_it_attends_to(monkeypatch: py
 
     monkeypatch.setattr(target.forward, "_run", fail)
     with pytest.raises(RuntimeError, match="no pass"):
-        PartialCache(target.forward, session.row_cache(0), text[-1], budget=24)
+        PartialCache(target.forward, session.cached(0), text[-1], budget=24)
     assert target.forward.config._attn_implementation == before
 
 

@@ -99,7 +99,7 @@ def test_keys_of_the_sources_are_computed_once_and_leave_with_their_rows():
     session.forward([DraftTree.chain([4, 5])] * 3)
     session.keep([Acceptance([0], [4, 9])] * 3)
     assert keys() is first
-    session.retain([1, 2])
+    session.select([1, 2])
     torch.testing.assert_close(keys(), first[1:, :, :3])
     assert session._forward._sources.states.shape[:2] == (2, 3)
 

@@ -163,10 +163,10 @@ def test_any_history_over_a_prefix_gives_the_logits_of_plain_passes(targets, mon
     session.prefill(PROMPTS)
     assert session.num_shared_tokens == 89  # the last token of the shortest prompt is its root
     walk(forward, session, texts, rng, 4)
-    session.retain([0, 3, 4])
+    session.select([0, 3, 4])
     texts = [texts[row] for row in (0, 3, 4)]
     walk(forward, session, texts, rng, 2)
-    session.retain([1])
+    session.select([1])
     walk(forward, session, texts[1:2], rng, 2)
 
 

@@ -265,7 +265,7 @@ def test_a_step_of_a_session_moves_no_buffer(targets: Any) -> None:
 def test_copies_of_a_row_are_not_overwritten_by_later_steps(targets: Any) -> None:
     session = TreeSession(targets().forward)
     session.prefill([[5, 6, 7, 8]])
-    copy = session.row_cache(0)
+    copy = session.cached(0)
     before = [tuple(states.clone() for states in pair) for pair in copy.layers if pair is not None]
     session._truncate(0)
     session.forward([DraftTree([3, 4, 5, 6], [-1, 0, 1, 2])])

@@ -108,7 +108,7 @@ def test_compaction_closes_the_holes_and_changes_no_logit(targets):
 def test_retained_rows_go_on_as_before(targets, rows):
     forward = forward_of(targets)
     session, texts = with_holes(forward)
-    session.retain(rows)
+    session.select(rows)
     check_step(forward, session, [texts[row] for row in rows], [DraftTree.chain([3, 4])] * len(rows))
 
 

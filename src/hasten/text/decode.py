@@ -209,7 +209,7 @@ class RunningBatch:
         if not rows:
             self._close_session()
         elif self._session is not None:
-            self._session.retain(rows)
+            self._session.select(rows)
             self._attach()
         return [*never_begun, *ended]
 
@@ -237,7 +237,7 @@ class RunningBatch:
         if not joining:
             return
         if len(joining) < len(entries):
-            session.retain(joining)
+            session.select(joining)
         self._session = session
         new: Counter[DraftingGroup] = Counter()
         for row in joining:

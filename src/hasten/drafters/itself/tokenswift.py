@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     import torch
 
     from hasten.models.causal_lm import CausalLM
-    from hasten.models.draft.partial_cache import CopiesRows, PartialCache, Ranking
-    from hasten.models.sessions.session import Session
+    from hasten.models.draft.partial_cache import PartialCache, Ranking
+    from hasten.models.sessions.session import CopiesRows, Session
 
 SYSTEM = System(
     name="tokenswift",
@@ -133,7 +133,8 @@ class TokenSwift(Forgetful):
         """how the last partial cache was chosen; "recency" where the model does not say what it attends to"""
 
     def attach(self, session: Session, sequences: list[Sequence]) -> None:
-        from hasten.models.draft.partial_cache import CopiesRows, why_not_partial
+        from hasten.models.draft.partial_cache import why_not_partial
+        from hasten.models.sessions.session import CopiesRows
 
         if self._target is None:
             self.why_no_self_draft = "no target was given"
@@ -190,14 +191,14 @@ class TokenSwift(Forgetful):
         if partial is None or num_cached - partial.num_selected_from > self._budget - self._num_sink:
             text.partial = partial = PartialCache(
                 self._target.forward,
-                session.row_cache(text.row),
+                session.cached(text.row),
                 sequence.token_ids[-1],
                 budget=self._budget,
                 num_sink=self._num_sink,
             )
             self.ranking = partial.ranking
         elif partial.num_tokens < num_cached:
-            partial.append(session.row_cache(text.row, partial.num_tokens))
+            partial.append(session.cached(text.row, partial.num_tokens))
         return partial
 
     def _grow(self, trie: _Trie, drafted: list[list[Candidate]], budget: int) -> None:

@@ -75,7 +75,7 @@ class _Group:
     def retain(self, sequences: list[Sequence]) -> None:
         """Go on with these, in their order."""
         if sequences != self.sequences:
-            self.session.retain([self.sequences.index(each) for each in sequences])
+            self.session.select([self.sequences.index(each) for each in sequences])
             self.sequences = list(sequences)
 
 

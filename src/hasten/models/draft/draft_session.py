@@ -59,8 +59,8 @@ class DraftSession(Protocol):
         """Logits [vocab] after a node; ROOT: after the text."""
         ...
 
-    def retain(self, rows: list[int]) -> None:
-        """Go on with these rows only."""
+    def select(self, rows: list[int]) -> None:
+        """Go on with these rows, in this order."""
         ...
 
 
@@ -213,7 +213,7 @@ class GrowingSession(TreeSession):
     def logits(self, row: int, node: int) -> torch.Tensor:
         return self._rows[row].logits_of(node)
 
-    def retain(self, rows: list[int]) -> None:
+    def select(self, rows: list[int]) -> None:
         if rows:
             self._select(rows)
         else:
@@ -281,7 +281,7 @@ class RereadSession:
     def logits(self, row: int, node: int) -> torch.Tensor:
         return self._rows[row].logits_of(node)
 
-    def retain(self, rows: list[int]) -> None:
+    def select(self, rows: list[int]) -> None:
         self._rows = [self._rows[row] for row in rows]
 
     def _run(self, texts: list[list[int]]) -> list[torch.Tensor]:

@@ -9,26 +9,17 @@ cache, made from and topped up with copies out of a session's full cache.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from hasten.models.forwards.forward import Forward
 from hasten.models.sessions.attention import AttentionKinds, additive_mask
+from hasten.models.sessions.session import CopiesRows, RowCache
 from hasten.models.sessions.slot_cache import SlotCache
-from hasten.models.sessions.tree_session import RowCache
 
 Ranking = Literal["query", "recency"]
-
-
-@runtime_checkable
-class CopiesRows(Protocol):
-    """A session that gives away copies of what it cached."""
-
-    def row_cache(self, row: int, start: int = 0) -> RowCache:
-        """What one row has cached from position ``start`` on."""
-        ...
 
 
 def why_not_partial(forward: Forward, session: object) -> str:

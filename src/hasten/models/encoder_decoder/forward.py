@@ -13,6 +13,7 @@ from collections.abc import Sequence as AbstractSequence
 from typing import Any, cast
 
 import torch
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
@@ -44,6 +45,12 @@ class Seq2SeqForward(Forward):
         selected = copy.copy(self)
         selected._sources = self._bound().select(rows)
         return selected
+
+    def join(self, other: Forward) -> Seq2SeqForward:
+        assert isinstance(other, Seq2SeqForward)
+        joined = copy.copy(self)
+        joined._sources = self._bound().join(other._bound())
+        return joined
 
     def _bound(self) -> _Sources:
         if self._sources is None:
@@ -114,3 +121,22 @@ class _Sources:
             found = [states.index_select(0, index)[:, :, :width] for states in (layer.keys, layer.values)]
             keys.update(found[0], found[1], place)
         return _Sources([self.states[row, : self.lengths[row]] for row in rows], keys)
+
+    def join(self, other: _Sources) -> _Sources:
+        """Those of both, padded to the longer ones."""
+        keys = DynamicCache()
+        width = max(self.states.shape[1], other.states.shape[1])
+        mine, theirs = (cast(list[Any], one.keys.layers) for one in (self, other))
+        # Where one of them has none yet, the next pass computes all.
+        for place, pair in enumerate(zip(mine, theirs, strict=False)):
+            found = [
+                torch.cat([pad(states, (0, 0, 0, width - states.shape[2])) for states in side])
+                for side in zip(*((one.keys, one.values) for one in pair), strict=True)
+            ]
+            keys.update(found[0], found[1], place)
+        states = [
+            sources.states[row, :length]
+            for sources in (self, other)
+            for row, length in enumerate(sources.lengths)
+        ]
+        return _Sources(states, keys)

@@ -176,6 +176,10 @@ class Forward:
         """The same model for these rows of a batch; a causal model knows nothing of rows but their tokens."""
         return self
 
+    def join(self, other: Forward) -> Forward:
+        """The same model for the rows of this batch and of another one behind them."""
+        return self
+
     def _run(self, token_ids: torch.Tensor, arguments: dict[str, Any]) -> Any:
         return self.model(token_ids, **arguments)
 

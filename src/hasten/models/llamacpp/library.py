@@ -221,6 +221,19 @@ class LlamaContext:
         """The tokens of one sequence at positions start .. end - 1 belong to another one as well."""
         self._llama.llama_memory_seq_cp(self._memory, source, target, start, end)
 
+    def saved(self, sequence: int) -> ctypes.Array[ctypes.c_uint8]:
+        """A copy of what a sequence has cached, which ``restore`` puts into any context of the same file."""
+        size = int(self._llama.llama_state_seq_get_size(self._pointer, sequence))
+        state = (ctypes.c_uint8 * size)()
+        if self._llama.llama_state_seq_get_data(self._pointer, state, size, sequence) != size:
+            raise _failed("cannot copy a text out of its cache", "write fewer texts at once")
+        return state
+
+    def restore(self, sequence: int, state: ctypes.Array[ctypes.c_uint8]) -> None:
+        """An empty sequence takes over what was saved. Raises ModelError where there is no room."""
+        if self._llama.llama_state_seq_set_data(self._pointer, state, len(state), sequence) != len(state):
+            raise _failed("cannot copy a text into another cache", "write fewer texts at once")
+
     def _full(self) -> ModelError:
         return ModelError(
             f"the cache of {self.num_tokens} tokens is full; write fewer texts, or shorter ones, at once"

@@ -7,7 +7,9 @@ several sequences share are cached once, so keeping a path and catching up chang
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from hasten.logits import top_candidates
 from hasten.models.forwards.forward import PREFILL_CHUNK, join_candidates
 from hasten.models.llamacpp.library import MAX_SEQUENCES, LlamaContext
 from hasten.models.sessions.chain_session import best_chain
+from hasten.models.sessions.session import Positions, Reading, ReadsAtOnce, RowCache
 from hasten.tree import ROOT, DraftTree
 
 MAX_LEAVES = 64
@@ -31,11 +34,20 @@ _TEXT_TOKENS = 512
 _CANDIDATE_LOGITS = 2**24
 """values at once while a prompt's candidates are found"""
 
-OpenContext = Callable[[object, int, int], LlamaContext]
-"""an empty context for its owner, so many tokens, and so many sequences"""
+
+@dataclass(eq=False)
+class Lease:
+    """A context that is used for a while; it goes back at the latest when nobody holds this any more."""
+
+    context: LlamaContext
+    give_back: Callable[[], object] = field(init=False)
 
 
-class GgufSession:
+OpenContext = Callable[[int, int], Lease]
+"""an empty context for so many tokens, and so many sequences"""
+
+
+class GgufSession(ReadsAtOnce):
     """See Session.
 
     Args:
@@ -55,36 +67,50 @@ class GgufSession:
     ) -> None:
         self._open_context = open_context
         self._lengths = lengths
-        self._max_leaves = max_leaves
+        self._most_leaves = self._max_leaves = max_leaves
         self._drafts = drafts
         self._max_nodes = 0
         self._rows: list[_Row] = []
+        self._lease: Lease | None = None
 
-    def prefill(
-        self, prompts: list[list[int]], top_k: int = 0, positions: list[NDArray[np.int64]] | None = None
-    ) -> list[TopCandidates | None]:
-        batch = len(prompts)
+    @property
+    def _context(self) -> LlamaContext:
+        assert self._lease is not None
+        return self._lease.context
+
+    def reading(
+        self,
+        prompts: list[list[int]],
+        top_k: int = 0,
+        positions: Positions | None = None,
+        known: list[RowCache | None] | None = None,
+    ) -> Reading:
+        self.close()
+        lengths = self._lengths or [len(prompt) + _TEXT_TOKENS for prompt in prompts]
+        self._move_into(lengths)
+        self._rows = [
+            _Row(self._context, row, self._max_leaves, prompt, length)
+            for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
+        ]
+        texts = [prompt[:-1] for prompt in prompts]
+        wanted = [np.arange(len(text)) for text in texts] if positions is None else positions
+        return (yield from self._cache_prompts(texts, top_k, wanted))
+
+    def _move_into(self, lengths: list[int]) -> None:
+        """A new context, for texts that may become so long and their trees."""
+        batch = len(lengths)
         if batch > MAX_SEQUENCES:
             raise ConfigError(
                 f"a batch of {batch} texts is too large for llama.cpp, which holds at most {MAX_SEQUENCES}; "
                 "lower batch_size"
             )
-        self._max_leaves = min(self._max_leaves, MAX_SEQUENCES // batch)
+        self._max_leaves = min(self._most_leaves, MAX_SEQUENCES // batch)
         tree_tokens = max(_ROW_TREE_TOKENS, TREE_TOKENS // batch)
         self._max_nodes = tree_tokens - 1
-        lengths = self._lengths or [len(prompt) + _TEXT_TOKENS for prompt in prompts]
         num_tokens = sum(lengths) + batch * tree_tokens
-        self._context = self._open_context(self, num_tokens, batch * self._max_leaves)
-        self._rows = [
-            _Row(self._context, row, self._max_leaves, prompt) for row, prompt in enumerate(prompts)
-        ]
-        texts = [prompt[:-1] for prompt in prompts]
-        wanted = [np.arange(len(text)) for text in texts] if positions is None else positions
-        return self._cache_prompts(texts, top_k, wanted)
+        self._lease = self._open_context(num_tokens, batch * self._max_leaves)
 
-    def _cache_prompts(
-        self, texts: list[list[int]], top_k: int, wanted: list[NDArray[np.int64]]
-    ) -> list[TopCandidates | None]:
+    def _cache_prompts(self, texts: list[list[int]], top_k: int, wanted: Positions) -> Reading:
         """All texts end to end, and what all of them begin with once."""
         shared = _common_length(texts) if len(texts) > 1 else 0
         everyone = [row.base for row in self._rows]
@@ -101,7 +127,7 @@ class GgufSession:
             for own, of_text in zip(places, wanted, strict=True)
         ]
         all_slots = np.unique(np.concatenate(slots)) if top_k else np.empty(0, np.int64)
-        found = self._cache(
+        found = yield from self._cache(
             np.array(token_ids, np.int64), np.array(positions, np.int64), owners, top_k, all_slots
         )
         if found is None:
@@ -119,7 +145,7 @@ class GgufSession:
         owners: list[list[int]],
         top_k: int,
         slots: NDArray[np.int64],
-    ) -> TopCandidates | None:
+    ) -> Generator[int, None, TopCandidates | None]:
         """A chunk at a time; the candidates of those slots."""
         found = []
         size = PREFILL_CHUNK
@@ -132,6 +158,7 @@ class GgufSession:
             logits = self._context.run(token_ids[chunk], positions[chunk], owners[chunk], wanted)
             if wanted.any():
                 found.append(top_candidates(logits, top_k))
+            yield len(token_ids[chunk])
         return join_candidates(found)
 
     def fit(self, tree: DraftTree) -> DraftTree:
@@ -165,11 +192,45 @@ class GgufSession:
         for row, acceptance in zip(self._rows, acceptances, strict=True):
             row.keep(acceptance)
 
-    def retain(self, rows: list[int]) -> None:
+    def select(self, rows: list[int]) -> None:
+        if len(set(rows)) < len(rows):
+            self._take_over([self._rows[row] for row in rows])
+            return
         for index, row in enumerate(self._rows):
             if index not in rows:
                 row.clear()
         self._rows = [self._rows[row] for row in rows]
+        if not rows:
+            self.close()
+
+    def join(self, other: GgufSession) -> None:
+        if not other._rows:
+            return
+        if self._rows:
+            self._take_over([*self._rows, *other._rows])
+            other.close()
+            return
+        self.close()
+        self._rows, self._lease = other._rows, other._lease
+        self._max_leaves, self._max_nodes = other._max_leaves, other._max_nodes
+        other._rows, other._lease = [], None
+
+    def _take_over(self, rows: list[_Row]) -> None:
+        """Copies of these rows, of any contexts, in a new one."""
+        former = self._lease
+        states = [row.saved() for row in rows]
+        self._move_into([row.room for row in rows])
+        self._rows = [
+            row.moved(self._context, place, self._max_leaves, state)
+            for place, (row, state) in enumerate(zip(rows, states, strict=True))
+        ]
+        if former is not None:
+            former.give_back()
+
+    def close(self) -> None:
+        if self._lease is not None:
+            self._lease.give_back()
+        self._rows, self._lease = [], None
 
 
 class _Row:
@@ -178,9 +239,13 @@ class _Row:
     ``known`` says for every sequence of the row how many of these tokens it has, from the first on.
     """
 
-    def __init__(self, context: LlamaContext, row: int, num_sequences: int, prompt: list[int]) -> None:
+    def __init__(
+        self, context: LlamaContext, row: int, num_sequences: int, prompt: list[int], room: int
+    ) -> None:
         self._context = context
         self.base = row * num_sequences
+        self.room = room
+        """tokens the text may have in the end"""
         self.root = prompt[-1]
         self.length = len(prompt) - 1
         self._known = [0] * num_sequences
@@ -224,6 +289,17 @@ class _Row:
             self._known[0] = end
         self.length = end
         self.root = acceptance.token_ids[-1]
+
+    def saved(self) -> Any:
+        """A copy of its cache; None where nothing is cached."""
+        return self._context.saved(self.base) if self.length else None
+
+    def moved(self, context: LlamaContext, row: int, num_sequences: int, state: Any) -> _Row:
+        """The same text in another context, from what was saved."""
+        moved = _Row(context, row, num_sequences, [0] * self.length + [self.root], self.room)
+        if state is not None:
+            context.restore(moved.base, state)
+        return moved
 
     def clear(self) -> None:
         for place, known in enumerate(self._known):

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from hasten.core import Sequence
 from hasten.errors import ConfigError, ModelError
 from hasten.models.llamacpp.library import PASS_TOKENS, LlamaContext, LlamaFile, bindings
-from hasten.models.llamacpp.session import GgufSession
+from hasten.models.llamacpp.session import GgufSession, Lease
 from hasten.models.llamacpp.tokenizer import GgufTokenizer
 from hasten.models.probe import Mode, ProbeResult, probe
 from hasten.models.sessions.session import Session
@@ -134,8 +134,11 @@ class GgufLM(Target):
     def _session(self, lengths: list[int] | None, options: dict[str, Any]) -> GgufSession:
         return GgufSession(self.open_context, lengths, **options)
 
-    def open_context(self, owner: object, num_tokens: int, num_sequences: int) -> LlamaContext:
-        """An empty context, used again when its owner is gone: a new one costs as much as many passes."""
+    def open_context(self, num_tokens: int, num_sequences: int) -> Lease:
+        """An empty context, used again when it is given back, or nobody holds the lease any more.
+
+        A new one costs as much as many passes.
+        """
         fits = (
             each
             for each in self._free
@@ -148,8 +151,9 @@ class GgufLM(Target):
         else:
             self._free.remove(context)
             context.clear()
-        weakref.finalize(owner, self._free.append, context)
-        return context
+        lease = Lease(context)
+        lease.give_back = weakref.finalize(lease, self._free.append, context)
+        return lease
 
     @property
     def pass_kind(self) -> str:
@@ -163,7 +167,7 @@ class _Passes:
     """See probe.PlainPasses: every call is a pass over one text that nothing is cached of."""
 
     def __init__(self, target: GgufLM) -> None:
-        self._context = target.open_context(self, PASS_TOKENS, 1)  # the probe's texts are shorter
+        self._lease = target.open_context(PASS_TOKENS, 1)  # the probe's texts are shorter
         self.vocab_size, self.dtype = target.vocab_size, target.dtype
         self.text_config = SimpleNamespace(to_dict=dict)
 
@@ -177,10 +181,10 @@ class _Passes:
     ) -> torch.Tensor:
         [text] = token_ids
         positions = np.arange(len(text))
-        self._context.clear()
-        return self._context.run(text, positions, [[0]] * len(text), positions >= len(text) - logits_to_keep)[
-            None
-        ]
+        context = self._lease.context
+        context.clear()
+        wanted = positions >= len(text) - logits_to_keep
+        return context.run(text, positions, [[0]] * len(text), wanted)[None]
 
     def select(self, rows: list[int]) -> _Passes:
         return self

@@ -10,6 +10,7 @@ Three ways to forget rejected tokens, from fast to slow:
 from __future__ import annotations
 
 import copy
+from collections.abc import Generator
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -22,13 +23,14 @@ from transformers.cache_utils import DynamicLayer
 from hasten.core import Acceptance, TopCandidates
 from hasten.logits import top_candidates
 from hasten.models.forwards.forward import PREFILL_CHUNK, Forward, Kept, among, join_candidates
+from hasten.models.sessions.session import Candidates, Positions, Reading, ReadsAtOnce, RowCache
 from hasten.models.sessions.slot_cache import SlotCache
 from hasten.tree import DraftTree
 
 Rollback = Literal["crop", "snapshot", "recompute"]
 
 
-class ChainSession:
+class ChainSession(ReadsAtOnce):
     """See Session.
 
     Args:
@@ -41,15 +43,20 @@ class ChainSession:
         self._drafts = drafts
         self._rows: list[_Row] = []
 
-    def prefill(
-        self, prompts: list[list[int]], top_k: int = 0, positions: list[NDArray[np.int64]] | None = None
-    ) -> list[TopCandidates | None]:
+    def reading(
+        self,
+        prompts: list[list[int]],
+        top_k: int = 0,
+        positions: Positions | None = None,
+        known: list[RowCache | None] | None = None,
+    ) -> Reading:
         self._rows = [
             _Row(self._forward.select([row]), self._rollback, prompt) for row, prompt in enumerate(prompts)
         ]
-        if positions is None:
-            return [row.prefill(top_k, None) for row in self._rows]
-        return [row.prefill(top_k, own) for row, own in zip(self._rows, positions, strict=True)]
+        found: Candidates = []
+        for index, row in enumerate(self._rows):
+            found.append((yield from row.reading(top_k, None if positions is None else positions[index])))
+        return found
 
     def fit(self, tree: DraftTree) -> DraftTree:
         return best_chain(tree) if self._drafts else DraftTree()
@@ -61,8 +68,18 @@ class ChainSession:
         for row, acceptance in zip(self._rows, acceptances, strict=True):
             row.keep(acceptance)
 
-    def retain(self, rows: list[int]) -> None:
-        self._rows = [self._rows[row] for row in rows]
+    def select(self, rows: list[int]) -> None:
+        self._rows = [
+            self._rows[row].fork() if row in rows[:place] else self._rows[row]
+            for place, row in enumerate(rows)
+        ]
+
+    def join(self, other: ChainSession) -> None:
+        self._rows += other._rows
+        other.close()
+
+    def close(self) -> None:
+        self._rows = []
 
 
 def best_chain(tree: DraftTree) -> DraftTree:
@@ -93,7 +110,18 @@ class _Row:
             recurrent = rollback == "snapshot"
             self._cache = DynamicCache(config=forward.text_config) if recurrent else SlotCache()
 
-    def prefill(self, top_k: int, positions: NDArray[np.int64] | None) -> TopCandidates | None:
+    def fork(self) -> _Row:
+        """Between steps: another row with the same text."""
+        forked = copy.copy(self)
+        forked._text = list(self._text)
+        if self._cache is not None:
+            forked._cache = copy.copy(self._cache)
+            forked._cache.layers = [_save(layer) for layer in self._cache.layers]
+        return forked
+
+    def reading(
+        self, top_k: int, positions: NDArray[np.int64] | None
+    ) -> Generator[int, None, TopCandidates | None]:
         pieces = []
         # Several tokens on top of a state are what some recurrent layers get wrong: give them one piece.
         size = PREFILL_CHUNK if self._rollback == "crop" else len(self._text)
@@ -106,6 +134,7 @@ class _Row:
             logits = self._run(chunk, start, columns if is_wanted else 1)
             if is_wanted:
                 pieces.append(replace(top_candidates(logits, top_k), positions=start + columns))
+            yield len(chunk)
         return join_candidates(pieces)
 
     def forward(self, chain: list[int]) -> torch.Tensor:

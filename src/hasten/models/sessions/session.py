@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as AbstractSequence
-from typing import Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Sequence as AbstractSequence
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,21 +15,73 @@ from hasten.logits import Draw, Logits, ask_all
 from hasten.tree import DraftTree
 
 
+class RowCache(NamedTuple):
+    """Cached tokens of one row in the order of the text."""
+
+    layers: list[tuple[torch.Tensor, torch.Tensor] | None]
+    """keys and values of every layer, [kv heads, tokens, channels]; None for an unused layer"""
+    positions: NDArray[np.int64]  # [tokens]
+
+    def between(self, start: int, stop: int) -> RowCache:
+        """Of these tokens, counted from the first that is here; views."""
+        layers = [pair and (pair[0][:, start:stop], pair[1][:, start:stop]) for pair in self.layers]
+        return RowCache(layers, self.positions[start:stop])
+
+    def num_bytes(self) -> int:
+        """Memory of the keys and values."""
+        return sum(pair[0].nbytes + pair[1].nbytes for pair in self.layers if pair is not None)
+
+
+def joined(parts: AbstractSequence[RowCache]) -> RowCache:
+    """Consecutive parts of one text as one."""
+    layers: list[tuple[torch.Tensor, torch.Tensor] | None] = []
+    for pairs in zip(*(part.layers for part in parts), strict=True):
+        keys, values = ([pair[side] for pair in pairs if pair is not None] for side in (0, 1))
+        layers.append((torch.cat(keys, 1), torch.cat(values, 1)) if keys else None)
+    return RowCache(layers, np.concatenate([part.positions for part in parts]))
+
+
+Candidates = list[TopCandidates | None]
+"""Of each prompt, at some of its positions; None where there are none."""
+Positions = list[NDArray[np.int64]]
+"""Of each prompt: rising, below its length - 1."""
+Reading = Generator[int, None, Candidates]
+"""Reads prompts a chunk at a time; gives how many tokens each chunk had, and in the end the candidates."""
+
+
 class Session(Protocol):
-    """The caches of a batch of sequences.
+    """The caches of a batch of sequences, which join, leave and fork between passes.
 
     Invariant between calls: every committed token but the last is cached; that last one is the root of the
-    next tree. Rows are in the order of ``prefill`` less those that ``retain`` dropped.
+    next tree. A session begins empty, reads prompts, and may then be joined to another of its kind.
     """
 
-    def prefill(
-        self, prompts: list[list[int]], top_k: int = 0, positions: list[NDArray[np.int64]] | None = None
-    ) -> list[TopCandidates | None]:
-        """Cache all but the last token of each prompt.
+    def reading(
+        self,
+        prompts: list[list[int]],
+        top_k: int = 0,
+        positions: Positions | None = None,
+        known: list[RowCache | None] | None = None,
+    ) -> Reading:
+        """Cache all but the last token of each prompt, a chunk at a time; they become the rows.
 
-        Returns, where top_k asks for it, the candidates of these positions of each prompt, rising and below
-        its length - 1; of all of them where ``positions`` is None. What rows share may bring more.
+        Gives in the end, where top_k asks for it, the candidates of these positions of each prompt; of all of
+        them where ``positions`` is None. What rows share may bring more.
+
+        Args:
+            known: what ``CopiesRows.cached`` gave of a text that begins like the prompt, at most of all but
+                its last token; it is not read again, so there are no candidates of it. Others ignore it.
         """
+        ...
+
+    def prefill(
+        self,
+        prompts: list[list[int]],
+        top_k: int = 0,
+        positions: Positions | None = None,
+        known: list[RowCache | None] | None = None,
+    ) -> Candidates:
+        """As ``reading``, at once."""
         ...
 
     def fit(self, tree: DraftTree) -> DraftTree:
@@ -43,8 +96,57 @@ class Session(Protocol):
         """Commit what the last ``forward`` gained; everything else it cached disappears."""
         ...
 
-    def retain(self, rows: list[int]) -> None:
-        """Go on with these rows only."""
+    def select(self, rows: list[int]) -> None:
+        """Go on with these rows, in this order; one that is named twice is forked."""
+        ...
+
+    def join(self, other: Self) -> None:
+        """The rows of another session of the same target go on behind these; the other one is empty then."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back; the session is empty afterwards."""
+        ...
+
+
+class ReadsAtOnce(ABC):
+    """What every session makes of ``reading``."""
+
+    @abstractmethod
+    def reading(
+        self,
+        prompts: list[list[int]],
+        top_k: int = 0,
+        positions: Positions | None = None,
+        known: list[RowCache | None] | None = None,
+    ) -> Reading: ...
+
+    def prefill(
+        self,
+        prompts: list[list[int]],
+        top_k: int = 0,
+        positions: Positions | None = None,
+        known: list[RowCache | None] | None = None,
+    ) -> Candidates:
+        """See Session."""
+        chunks = self.reading(prompts, top_k, positions, known)
+        while True:
+            try:
+                next(chunks)
+            except StopIteration as end:
+                found: Candidates = end.value
+                return found
+
+
+@runtime_checkable
+class CopiesRows(Session, Protocol):
+    """A session that gives away copies of what it cached, and begins from such copies.
+
+    What recurrent layers hold belongs to the end of a text alone, and llama.cpp keeps its states for itself.
+    """
+
+    def cached(self, row: int, start: int = 0) -> RowCache:
+        """What one row has cached from position ``start`` on."""
         ...
 
 

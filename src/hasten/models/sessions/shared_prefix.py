@@ -22,8 +22,8 @@ from hasten.models.forwards.forward import Forward, Kept, among, join_candidates
 from hasten.models.probe import reproduces_plain_passes
 from hasten.models.sessions.attention import AttentionKinds
 from hasten.models.sessions.prefix_attention import Prefix, attending_to
-from hasten.models.sessions.session import Session
-from hasten.models.sessions.tree_session import RowCache, TreeSession
+from hasten.models.sessions.session import Positions, Reading, ReadsAtOnce, RowCache, Session, joined
+from hasten.models.sessions.tree_session import TreeSession
 from hasten.tree import DraftTree
 
 SYSTEM = System(
@@ -42,7 +42,7 @@ MIN_SAVED = 256
 """Cache slots sharing has to save, or the second attention call of every layer costs more than it gains."""
 
 
-class SharedPrefixSession:
+class SharedPrefixSession(ReadsAtOnce):
     """See Session. An ordinary TreeSession, unless the prompts share a prefix and the model allows to use it.
 
     Args:
@@ -67,14 +67,19 @@ class SharedPrefixSession:
         self._prefix: TreeSession | None = None
         self._rows = TreeSession(forward)
 
-    def prefill(
-        self, prompts: list[list[int]], top_k: int = 0, positions: list[NDArray[np.int64]] | None = None
-    ) -> list[TopCandidates | None]:
+    def reading(
+        self,
+        prompts: list[list[int]],
+        top_k: int = 0,
+        positions: Positions | None = None,
+        known: list[RowCache | None] | None = None,
+    ) -> Reading:
         length = common_length(prompts)
         is_worth_it = length >= self._min_prefix and length * (len(prompts) - 1) >= self._min_saved
-        if not is_worth_it or not self._is_allowed():
+        is_known = known is not None and any(one is not None for one in known)
+        if is_known or not is_worth_it or not self._is_allowed():
             self._prefix, self._rows = None, TreeSession(self._forward)
-            return self._rows.prefill(prompts, top_k, positions)
+            return (yield from self._rows.reading(prompts, top_k, positions, known))
         self._prefix = TreeSession(self._forward)
         shared = own = None
         if positions is not None:
@@ -82,10 +87,10 @@ class SharedPrefixSession:
             own = [
                 among(of_one, length, len(prompt)) for of_one, prompt in zip(positions, prompts, strict=True)
             ]
-        of_prefix = self._prefix.prefill([prompts[0][: length + 1]], top_k, shared)
+        of_prefix = yield from self._prefix.reading([prompts[0][: length + 1]], top_k, shared)
         prefix = Prefix(self._prefix.states(), length)
         self._rows = TreeSession(_ForwardOverPrefix(self._forward.model, prefix))
-        of_rows = self._rows.prefill([prompt[length:] for prompt in prompts], top_k, own)
+        of_rows = yield from self._rows.reading([prompt[length:] for prompt in prompts], top_k, own)
         return [join_candidates([*_parts(of_prefix[0], 0), *_parts(row, length)]) for row in of_rows]
 
     def fit(self, tree: DraftTree) -> DraftTree:
@@ -103,26 +108,37 @@ class SharedPrefixSession:
     def keep(self, acceptances: list[Acceptance]) -> None:
         self._rows.keep(acceptances)
 
-    def retain(self, rows: list[int]) -> None:
-        self._rows.retain(rows)
+    def select(self, rows: list[int]) -> None:
+        self._rows.select(rows)
+        if not rows:
+            self._prefix = None
 
-    def row_cache(self, row: int, start: int = 0) -> RowCache:
+    def join(self, other: SharedPrefixSession) -> None:
+        """Afterwards every row has the prefix for itself."""
+        mine, theirs = self._apart(), other._apart()
+        mine.join(theirs)
+        self._prefix, self._rows = None, mine
+        other.close()
+
+    def _apart(self) -> TreeSession:
+        """The rows, each with all it sees."""
+        return self._rows if self._prefix is None else self._rows.behind(self._prefix, self._forward)
+
+    def close(self) -> None:
+        self._rows.close()
+        self._prefix = None
+
+    def cached(self, row: int, start: int = 0) -> RowCache:
         """See TreeSession: the shared prefix is part of every row."""
         shared = self.num_shared_tokens
-        own = self._rows.row_cache(row, max(start - shared, 0))
+        own = self._rows.cached(row, max(start - shared, 0))
         own = RowCache(own.layers, own.positions + shared)
         if self._prefix is None or start >= shared:
             return own
-        prefix = self._prefix.row_cache(0, start)
+        prefix = self._prefix.cached(0, start)
         if not len(own.positions):
             return prefix
-        layers = [
-            None
-            if one is None or two is None
-            else (torch.cat((one[0], two[0]), 1), torch.cat((one[1], two[1]), 1))
-            for one, two in zip(prefix.layers, own.layers, strict=True)
-        ]
-        return RowCache(layers, np.concatenate((prefix.positions, own.positions)))
+        return joined((prefix, own))
 
     @property
     def num_shared_tokens(self) -> int:
@@ -184,18 +200,23 @@ def can_share_prefixes(forward: Forward) -> bool:
     return reproduces_plain_passes(forward, lambda: _FirstOfTwoRows(forward))
 
 
-class _FirstOfTwoRows:
+class _FirstOfTwoRows(ReadsAtOnce):
     """See Session. The row under test, beside one that shares the first half of its prompt."""
 
     def __init__(self, forward: Forward) -> None:
         self._session: Session = SharedPrefixSession(forward, lambda: True, min_prefix=1, min_saved=1)
 
-    def prefill(
-        self, prompts: list[list[int]], top_k: int = 0, positions: list[NDArray[np.int64]] | None = None
-    ) -> list[TopCandidates | None]:
+    def reading(
+        self,
+        prompts: list[list[int]],
+        top_k: int = 0,
+        positions: Positions | None = None,
+        known: list[RowCache | None] | None = None,
+    ) -> Reading:
         [prompt] = prompts
         half = len(prompt) // 2
-        return self._session.prefill([prompt, [*prompt[:half], *prompt[:0:-1]]], top_k, positions)[:1]
+        found = yield from self._session.reading([prompt, [*prompt[:half], *prompt[:0:-1]]], top_k, positions)
+        return found[:1]
 
     def fit(self, tree: DraftTree) -> DraftTree:
         return self._session.fit(tree)
@@ -206,5 +227,11 @@ class _FirstOfTwoRows:
     def keep(self, acceptances: list[Acceptance]) -> None:
         self._session.keep([*acceptances, Acceptance([], acceptances[0].token_ids[-1:])])
 
-    def retain(self, rows: list[int]) -> None:
-        self._session.retain([*rows, 1])
+    def select(self, rows: list[int]) -> None:
+        self._session.select([*rows, 1])
+
+    def join(self, other: _FirstOfTwoRows) -> None:
+        raise NotImplementedError("the row under test stays alone")
+
+    def close(self) -> None:
+        self._session.close()

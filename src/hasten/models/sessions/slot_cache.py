@@ -113,12 +113,40 @@ class SlotLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self.width = min(self.width, width)
 
     def select(self, rows: torch.Tensor) -> None:
-        """Make these, int [rows], the rows of the batch; one may be chosen twice."""
+        """Make these, int [rows], the rows of the batch; one may be chosen twice.
+
+        Rows that stay where they are are not copied.
+        """
         if self.is_initialized:
+            moved = torch.nonzero(rows.cpu() != torch.arange(len(rows)))[:, 0].to(self.device)
             rows = rows.to(self.device)
-            with torch.inference_mode(False):  # see _zeros
-                self.key_buffer = self.key_buffer.index_select(0, rows)
-                self.value_buffer = self.value_buffer.index_select(0, rows)
+            self.key_buffer = self._selected(self.key_buffer, rows, moved)
+            self.value_buffer = self._selected(self.value_buffer, rows, moved)
+
+    def _selected(self, buffer: torch.Tensor, rows: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
+        used = buffer.narrow(-2, 0, self.width)
+        copies = used.index_select(0, rows[moved])
+        selected = _with_rows(buffer, len(rows), self.width)
+        selected.narrow(-2, 0, self.width)[moved] = copies
+        return selected
+
+    def join(self, other: SlotLayer, batch: int, more: int) -> None:
+        """Behind ``batch`` rows come ``more``, those of another layer; slots only one of them has are hidden.
+
+        A layer without buffers has rows that are empty; at least one of the two has some.
+        """
+        if not self.is_initialized:
+            _, kv_heads, _, channels = other.key_buffer.shape
+            of_values = other.value_buffer.shape[3]
+            self.allocate(batch, kv_heads, channels, of_values, dtype=other.dtype, device=other.device)
+        width = max(self.width, other.width)
+        self.reserve(width)
+        self.key_buffer = _with_rows(self.key_buffer, batch + more, self.width)
+        self.value_buffer = _with_rows(self.value_buffer, batch + more, self.width)
+        if other.is_initialized:
+            for buffer, states in zip((self.key_buffer, self.value_buffer), other.states(), strict=True):
+                buffer.narrow(0, batch, more).narrow(-2, 0, other.width).copy_(states)
+        self.width = width
 
     def gather(self, order: torch.Tensor, first: int = 0) -> None:
         """Slot ``first + i`` of a row becomes what slot ``order[row, i]`` was; those behind are forgotten.
@@ -223,6 +251,24 @@ class SlotCache(DynamicCache):
         for layer in self.layers:
             layer.select(rows)
 
+    def join(self, other: SlotCache, batch: int, more: int) -> None:
+        """Behind these ``batch`` rows come ``more``, those of another cache of the same model.
+
+        As wide as the wider one: slots that only the other rows have hold what multiplies to nothing.
+        """
+        for index in range(max(len(self.layers), len(other.layers))):
+            mine, theirs = self.layer(index), other.layer(index)
+            if mine.is_initialized or theirs.is_initialized:
+                mine.join(theirs, batch, more)
+
+    def place(self, layers: list[tuple[torch.Tensor, torch.Tensor] | None], at: int = 0) -> None:
+        """Write keys and values [rows, kv heads, tokens, channels] of every layer into all rows at a slot."""
+        for index, pair in enumerate(layers):
+            layer = self.layer(index)
+            if pair is not None:
+                for buffer, states in zip((layer.key_buffer, layer.value_buffer), pair, strict=True):
+                    buffer.narrow(-2, at, states.shape[-2]).copy_(states)
+
     def gather(self, order: NDArray[np.int64]) -> None:
         """Slot i of a row becomes what slot ``order[row, i]`` was; those behind are forgotten.
 
@@ -262,6 +308,23 @@ class SlotCache(DynamicCache):
     def num_used_bytes(self) -> int:
         """Memory of the slots in use."""
         return sum(states.nbytes for layer in self.used_layers for states in layer.states())
+
+
+def _with_rows(buffer: torch.Tensor, count: int, width: int) -> torch.Tensor:
+    """A buffer of so many rows, the first of them as they are: in the same memory where it has room.
+
+    A new one has room for half as many again.
+    """
+    size = buffer.stride(0)
+    if count <= buffer.shape[0]:
+        return buffer.narrow(0, 0, count)
+    room = buffer.untyped_storage().nbytes() // buffer.element_size() - buffer.storage_offset()
+    if count * size <= room:
+        return buffer.as_strided((count, *buffer.shape[1:]), buffer.stride())
+    with torch.inference_mode(False):  # see _zeros
+        grown = buffer.new_zeros(count + count // 2, *buffer.shape[1:])
+    grown.narrow(0, 0, buffer.shape[0]).narrow(-2, 0, width).copy_(buffer.narrow(-2, 0, width))
+    return grown.narrow(0, 0, count)
 
 
 def _rounded(capacity: int) -> int:

@@ -21,6 +21,7 @@ from hasten.logits import Draw, Logits, top_candidates
 from hasten.models.forwards.forward import PREFILL_CHUNK, Asked, Forward, Kept, among, join_candidates
 from hasten.models.sessions.attention import AttentionKinds
 from hasten.models.sessions.prepacking import ROW_CAPACITY, PackedRow, group_rows, pack_rows
+from hasten.models.sessions.session import Candidates, Positions, Reading, ReadsAtOnce, RowCache
 from hasten.models.sessions.slot_cache import SlotCache
 from hasten.tree import DraftTree
 
@@ -41,15 +42,7 @@ class Block(NamedTuple):
     """pairs of a token and a cached slot that it sees although that is not committed"""
 
 
-class RowCache(NamedTuple):
-    """Cached tokens of one row in the order of the text."""
-
-    layers: list[tuple[torch.Tensor, torch.Tensor] | None]
-    """keys and values of every layer, [kv heads, tokens, channels]; None for an unused layer"""
-    positions: NDArray[np.int64]  # [tokens]
-
-
-class TreeSession:
+class TreeSession(ReadsAtOnce):
     """See Session. For models whose every layer takes a 4-D mask.
 
     Args:
@@ -78,30 +71,81 @@ class TreeSession:
         self._positions = np.zeros((count, 0), np.int64)  # [batch, slots]
         self._lengths = [0] * count  # cached tokens of each row
 
-    def prefill(
-        self, prompts: list[list[int]], top_k: int = 0, positions: list[NDArray[np.int64]] | None = None
-    ) -> list[TopCandidates | None]:
+    def reading(
+        self,
+        prompts: list[list[int]],
+        top_k: int = 0,
+        positions: Positions | None = None,
+        known: list[RowCache | None] | None = None,
+    ) -> Reading:
+        if known is not None and any(one is not None for one in known):
+            return (yield from self._going_on(prompts, top_k, positions, known))
         self._begin(0)
         texts = [tuple(prompt[:-1]) for prompt in prompts]
         self._roots = [prompt[-1] for prompt in prompts]
         self._wanted = positions
         if not self._packed:
-            return self._cache_padded(texts, top_k)
+            return (yield from self._cache_padded(texts, top_k))
         places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
         if positions is not None:
             self._wanted = [positions[texts.index(text)] for text in places]
-        found = self._cache_packed(list(places), top_k)
+        found = yield from self._cache_packed(list(places), top_k)
         if len(places) == len(texts):
             return found
         rows = [places[text] for text in texts]
         self._select(rows)
         return [found[row] for row in rows]
 
-    def _cache_padded(self, texts: list[tuple[int, ...]], top_k: int) -> list[TopCandidates | None]:
+    def _going_on(
+        self,
+        prompts: list[list[int]],
+        top_k: int,
+        positions: Positions | None,
+        known: list[RowCache | None],
+    ) -> Reading:
+        """Each prompt in a session of its own, behind what is known of it; they are joined in the end."""
+        found: Candidates = []
+        parts = []
+        for index, (prompt, begun) in enumerate(zip(prompts, known, strict=True)):
+            part = self._alone(index)
+            of_one = None if positions is None else [positions[index]]
+            if begun is None:
+                found += yield from part.reading([prompt], top_k, of_one)
+            else:
+                part._restore(begun)
+                part._roots, part._wanted = [prompt[-1]], of_one
+                num_known = len(begun.positions)
+                row = PackedRow([0], [0], [len(prompt) - 1], len(prompt) - 1)
+                found += yield from part._read_rows([row], [tuple(prompt[:-1])], top_k, num_known)
+            parts.append(part)
+        self._begin(0)
+        self._roots = []
+        for part in parts:
+            self.join(part)
+        return found
+
+    def _alone(self, row: int) -> TreeSession:
+        """An empty session for one of the rows to come."""
+        packed: Literal["packed", "padded"] = "packed" if self._packed else "padded"
+        return TreeSession(self._forward.select([row]), max_holes=self._max_holes, prefill=packed)
+
+    def _restore(self, known: RowCache) -> None:
+        """One row that has cached this, and nothing else."""
+        count = len(known.positions)
+        self._begin(1)
+        self._cache.reserve(count + _ROOM)
+        for index, pair in enumerate(known.layers):
+            if pair is not None:
+                self._cache.layer(index).update(*(states[None].to(self._forward.device) for states in pair))
+        self._visible = np.ones((1, count), np.bool_)
+        self._positions = known.positions[None].copy()
+        self._lengths = [count]
+
+    def _cache_padded(self, texts: list[tuple[int, ...]], top_k: int) -> Reading:
         rows = [PackedRow([index], [0], [len(text)], len(text)) for index, text in enumerate(texts)]
         return self._cache_rows(rows, texts, top_k)
 
-    def _cache_packed(self, texts: list[tuple[int, ...]], top_k: int) -> list[TopCandidates | None]:
+    def _cache_packed(self, texts: list[tuple[int, ...]], top_k: int) -> Reading:
         """A row for each text, filled from packed rows, group after group."""
         sizes = [len(text) for text in texts]
         longest = max(sizes)
@@ -109,11 +153,12 @@ class TreeSession:
         on_cpu = self._forward.device.type == "cpu"
         groups = group_rows(rows, PREFILL_CHUNK if on_cpu else _DEVICE_TOKENS, PREFILL_CHUNK)
         if len(groups) == 1 and [row.prompts for row in rows] == [[index] for index in range(len(texts))]:
-            return self._cache_rows(rows, texts, top_k)  # every text is where it has to be
+            return (yield from self._cache_rows(rows, texts, top_k))  # every text is where it has to be
         found: list[TopCandidates | None] = [None] * len(texts)
         unpacked: SlotCache | None = None
         for group in groups:
-            for row, of_row in zip(group, self._cache_rows(group, texts, top_k), strict=True):
+            of_group = yield from self._cache_rows(group, texts, top_k)
+            for row, of_row in zip(group, of_group, strict=True):
                 if of_row is not None:
                     for text, slots in row.places():
                         found[text] = _part(of_row, slots)
@@ -129,18 +174,22 @@ class TreeSession:
         self._lengths = sizes
         return found
 
-    def _cache_rows(
-        self, rows: list[PackedRow], texts: list[tuple[int, ...]], top_k: int
-    ) -> list[TopCandidates | None]:
+    def _cache_rows(self, rows: list[PackedRow], texts: list[tuple[int, ...]], top_k: int) -> Reading:
         """Run these rows side by side into an empty cache, a chunk at a time; the candidates of each row."""
         self._begin(len(rows))
+        return self._read_rows(rows, texts, top_k)
+
+    def _read_rows(
+        self, rows: list[PackedRow], texts: list[tuple[int, ...]], top_k: int, start_at: int = 0
+    ) -> Reading:
+        """As ``_cache_rows``, behind the tokens that are cached already."""
         longest = max((row.size for row in rows), default=0)
         self._cache.reserve(longest + _ROOM)
         tokens = [
             np.concatenate([np.asarray(texts[prompt], np.int64) for prompt in row.prompts]) for row in rows
         ]
         found: list[list[TopCandidates]] = [[] for _ in rows]
-        for start in range(0, longest, PREFILL_CHUNK):
+        for start in range(start_at, longest, PREFILL_CHUNK):
             blocks = []
             for row, token_ids in zip(rows, tokens, strict=True):
                 first, stop = min(start, row.size), min(start + PREFILL_CHUNK, row.size)
@@ -157,6 +206,7 @@ class TreeSession:
                     best = top_candidates(logits[index, np.searchsorted(kept, own)], top_k)
                     found[index].append(replace(best, positions=start + own))
             self._commit([np.arange(len(block.token_ids)) for block in blocks])
+            yield sum(len(block.token_ids) for block in blocks)
         return [join_candidates(pieces) for pieces in found]
 
     def _columns(self, row: PackedRow, start: int, count: int) -> NDArray[np.int64]:
@@ -197,9 +247,48 @@ class TreeSession:
         self._roots = [acceptance.token_ids[-1] for acceptance in acceptances]
         self._compact_if_worth_it(self._visible, max(self._lengths))
 
-    def retain(self, rows: list[int]) -> None:
+    def select(self, rows: list[int]) -> None:
+        if not rows:
+            self.close()
+            return
         self._select(rows)
         self._roots = [self._roots[row] for row in rows]
+
+    def join(self, other: TreeSession) -> None:
+        count, more = len(self._roots), len(other._roots)
+        if not more:
+            return
+        if not count:
+            self._forward, self._cache = other._forward, other._cache
+            self._visible, self._positions = other._visible, other._positions
+        else:
+            self._forward = self._forward.join(other._forward)
+            self._cache.join(other._cache, count, more)
+            width = max(self._visible.shape[1], other._visible.shape[1])
+            self._visible = _stacked(self._visible, other._visible, width)
+            self._positions = _stacked(self._positions, other._positions, width)
+        self._lengths, self._roots = self._lengths + other._lengths, self._roots + other._roots
+        other.close()
+
+    def behind(self, prefix: TreeSession, forward: Forward) -> TreeSession:
+        """These rows, each behind its own copy of what the only row of another session has cached."""
+        found = TreeSession(forward, max_holes=self._max_holes)
+        shared, count, width = prefix.cached(0), len(self._roots), self._visible.shape[1]
+        length = len(shared.positions)
+        like = self._cache if self._cache.used_layers else prefix._cache
+        found._cache = like.blank(count, length + width, length + width + _ROOM)
+        found._cache.place([pair and (pair[0][None], pair[1][None]) for pair in shared.layers])
+        found._cache.place(self._cache.states(), length)
+        found._visible = np.concatenate((np.ones((count, length), np.bool_), self._visible), axis=1)
+        own = self._positions + length
+        found._positions = np.concatenate((np.tile(shared.positions, (count, 1)), own), axis=1)
+        found._lengths = [length + own for own in self._lengths]
+        found._roots = list(self._roots)
+        return found
+
+    def close(self) -> None:
+        self._begin(0)
+        self._roots = []
 
     def _select(self, rows: list[int]) -> None:
         """Make these the rows of the cache; a row may be chosen twice."""
@@ -215,7 +304,7 @@ class TreeSession:
         """
         return self._cache.states()
 
-    def row_cache(self, row: int, start: int = 0) -> RowCache:
+    def cached(self, row: int, start: int = 0) -> RowCache:
         """A copy of what one row has cached from position ``start`` on."""
         slots = np.flatnonzero(self._visible[row] & (self._positions[row] >= start))
         index = torch.from_numpy(slots).to(self._forward.device)
@@ -283,6 +372,14 @@ class TreeSession:
         self._positions = np.take_along_axis(self._positions, order, axis=1)
         self._visible = np.take_along_axis(self._visible, order, axis=1)
         return True
+
+
+def _stacked(upper: NDArray[Any], lower: NDArray[Any], width: int) -> NDArray[Any]:
+    """Rows of one width: what is added is 0, as of holes."""
+    found = np.zeros((len(upper) + len(lower), width), upper.dtype)
+    found[: len(upper), : upper.shape[1]] = upper
+    found[len(upper) :, : lower.shape[1]] = lower
+    return found
 
 
 def _part(candidates: TopCandidates, slots: slice) -> TopCandidates | None:
