@@ -17,6 +17,7 @@ from hasten.models.llamacpp.library import PASS_TOKENS
 from hasten.models.llamacpp.session import GgufSession, with_at_most
 from hasten.models.llamacpp.target import GgufLM
 from hasten.tree import ROOT, DraftTree
+from histories import RunningRows
 
 pytest.importorskip("llama_cpp")
 
@@ -115,6 +116,12 @@ def test_any_history_of_trees_leaves_the_logits_of_a_fresh_prefill(target, plain
             kept = [row for row in range(len(texts)) if row != data.draw(st.integers(0, len(texts) - 1))]
             session.select(kept or [0])
             texts = [texts[row] for row in kept or [0]]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_rows_join_leave_and_fork(target, plain, seed):
+    RunningRows(lambda prompts: target.open(), lambda text, row: plain(text), NOISE).wander(seed)
+    assert target._free
 
 
 def test_many_rejected_nodes_leave_no_trace_and_no_place_taken(target, plain):
