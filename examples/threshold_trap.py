@@ -9,7 +9,7 @@ import torch
 
 from hasten.core import SamplingParams
 from hasten.diffusion.canvas import Canvas, DenoiserSpec, Prediction
-from hasten.diffusion.drawing import Draw
+from hasten.diffusion.drawing import Drawing
 from hasten.diffusion.loop import Writing, denoise
 from hasten.diffusion.parse import parse_strategy
 
@@ -42,7 +42,7 @@ def write(size, policy):
     model = ReplaceAnyItem(size)
     strategy = parse_strategy(policy, model.spec)
     canvas = Canvas.after([], np.full(size, model.spec.mask_id))
-    writing = Writing(canvas, strategy, Draw(SamplingParams()), lambda positions, forward: positions)
+    writing = Writing(canvas, strategy, Drawing(SamplingParams()), lambda positions, forward: positions)
     list(denoise(model, [writing]))
     is_right = (canvas.token_ids == model.answers).all(axis=1).any()
     return f"{'right' if is_right else 'WRONG'} in {writing.stats.num_forwards:2}"

@@ -13,9 +13,9 @@ import torch
 
 from conftest import build_model
 from hasten.bench.canvases import (
-    Asked,
     CanvasBenchConfig,
     CanvasBenchmark,
+    CanvasPrompt,
     canvas_records,
     expand_methods,
     read_asked,
@@ -27,7 +27,7 @@ from hasten.diffusion.engine import DiffusionModel
 from hasten.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
-PROMPTS = [Asked("ids", [5, 6, 7]), Asked("ids", [8, 9, 10, 11])]
+PROMPTS = [CanvasPrompt("ids", [5, 6, 7]), CanvasPrompt("ids", [8, 9, 10, 11])]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from constraint_checks import assert_exact, commit_at_random, texts_that_fit
 from hypothesis import given, settings, strategies as st
 
-from hasten.constraints import Grammar, GrammarConstraint
+from hasten.constraints import ContextFreeGrammar, GrammarConstraint
 from hasten.constraints.regex import compile_regex
 from hasten.errors import ConfigError, MissingExtra
 
@@ -53,11 +53,11 @@ def grammars(draw, terminals):
         for name in names
     }
     rules["S"].append(draw(st.lists(st.sampled_from(terminals), max_size=2).map(tuple)))
-    return Grammar("S", rules, {name: LETTERS[name] for name in terminals})
+    return ContextFreeGrammar("S", rules, {name: LETTERS[name] for name in terminals})
 
 
 TOKENS = st.lists(st.text("ab", min_size=1, max_size=3), min_size=1, max_size=4)
-BALANCED = Grammar("S", {"S": [("a", "S", "b", "S"), ()]}, {"a": LETTERS["a"], "b": LETTERS["b"]})
+BALANCED = ContextFreeGrammar("S", {"S": [("a", "S", "b", "S"), ()]}, {"a": LETTERS["a"], "b": LETTERS["b"]})
 
 
 def constraint_of(grammar, texts):
@@ -127,7 +127,7 @@ def test_a_length_that_cannot_be_is_refused_before_the_start():
         constraint_of(BALANCED, ["a"]).start((0, 2), (), VOCAB)
     with pytest.raises(ConfigError, match="exactly 2 tokens"):
         constraint_of(BALANCED, ["c"]).start((0, 2), (), VOCAB)
-    at_least_two = Grammar("S", {"S": [("a", "b")]}, BALANCED.terminals)
+    at_least_two = ContextFreeGrammar("S", {"S": [("a", "b")]}, BALANCED.terminals)
     with pytest.raises(ConfigError, match=r"at most 1 tokens.*lengths are 2:"):
         constraint_of(at_least_two, ["a", "b"]).start((0, 1), (EOS,), VOCAB)
 
@@ -141,7 +141,7 @@ def test_what_would_take_too_long_is_refused_and_says_what_would_not():
 
 
 def test_tokens_that_a_grammar_cannot_tell_apart_are_one_class():
-    grammar = Grammar("S", {"S": [("word", "S"), ("word",)]}, {"word": compile_regex(r'"[a-z]*"')})
+    grammar = ContextFreeGrammar("S", {"S": [("word", "S"), ("word",)]}, {"word": compile_regex(r'"[a-z]*"')})
     run = constraint_of(grammar, ['"', "the", "cat", 'x"', '""']).start((0, 3), (), VOCAB)
     allowed = run.allowed(np.full(3, MASK), np.ones(3, dtype=bool))
     assert allowed.class_of[1] == allowed.class_of[2]
@@ -150,9 +150,9 @@ def test_tokens_that_a_grammar_cannot_tell_apart_are_one_class():
 
 def test_grammars_without_texts_or_with_unknown_symbols_are_refused():
     with pytest.raises(ConfigError, match="'S' has no finite text"):
-        Grammar("S", {"S": [("S", "a")]}, LETTERS)
+        ContextFreeGrammar("S", {"S": [("S", "a")]}, LETTERS)
     with pytest.raises(ConfigError, match="'X' has no rule"):
-        Grammar("S", {"S": [("X", "a")]}, LETTERS)
+        ContextFreeGrammar("S", {"S": [("X", "a")]}, LETTERS)
 
 
 def test_lark_is_asked_for_where_it_is_missing(monkeypatch):

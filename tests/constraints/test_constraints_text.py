@@ -16,7 +16,7 @@ from hasten.constraints import grammar_constraint, json_schema_constraint, regex
 from hasten.constraints.bytes_dfa import MAX_STATES
 from hasten.constraints.json_schema import schema_regex
 from hasten.constraints.regex import compile_regex
-from hasten.constraints.tokens import TokenTrie, token_bytes
+from hasten.constraints.tokens import ByteTrie, token_bytes
 from hasten.errors import ConfigError
 from hasten.models.bundled_models import bundled_path
 
@@ -308,7 +308,7 @@ def test_classes_of_characters_are_those_of_python(pattern):
 )
 def test_tokens_lead_where_their_bytes_lead(tokens, pattern):
     dfa = compile_regex(pattern)
-    automaton = TokenTrie(tokens).automaton(dfa)
+    automaton = ByteTrie(tokens).automaton(dfa)
     for state in range(dfa.num_states):
         for token, text in tokens.items():
             reached = state

@@ -11,7 +11,7 @@ import torch
 from diffusion.exact_laws import JointOracle
 from hasten.core import SamplingParams
 from hasten.diffusion.canvas import Canvas, DenoiserSpec, Prediction, Query
-from hasten.diffusion.drawing import Draw
+from hasten.diffusion.drawing import Drawing
 from hasten.diffusion.loop import Writing, denoise
 from hasten.diffusion.parse import parse_strategy
 from hasten.laws import draw
@@ -73,7 +73,7 @@ def predict(oracle, query: Query) -> Prediction:
     return Prediction(places + first, torch.from_numpy(logits))
 
 
-class ForkedDraw(Draw):
+class ForkedDraw(Drawing):
     """Forks instead of drawing."""
 
     def __init__(self, params, forks):
@@ -114,7 +114,7 @@ def law_of(oracle, strategy, params, monkeypatch, limits=None) -> dict[tuple[int
 
 def law_in_order(oracle, order, params) -> dict[tuple[int, ...], float]:
     """text -> its probability where one place after the other is drawn, in this order"""
-    warped, law = Draw(params), {}
+    warped, law = Drawing(params), {}
     for text in itertools.product(range(oracle.num_words), repeat=oracle.length):
         canvas, chance = np.full(oracle.length, oracle.num_words), 1.0
         for place in order:

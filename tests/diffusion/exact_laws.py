@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hasten.core import SamplingParams
 from hasten.diffusion.base import Helpers, Strategy
 from hasten.diffusion.canvas import Canvas, DenoiserSpec, Ids, Prediction, Query
-from hasten.diffusion.drawing import Draw, noise_source
+from hasten.diffusion.drawing import Drawing, noise_source
 from hasten.diffusion.list_tasks import Question, is_correct, sample_questions
 from hasten.diffusion.loop import Writing, denoise
 from hasten.diffusion.parse import parse_strategy
@@ -228,6 +228,6 @@ def write(
     num_open = length or denoiser.length  # type: ignore[attr-defined]
     canvas = canvas or Canvas.after(prompt, noise(np.arange(num_open), 0))
     strategy.check_canvas(canvas)
-    writing = Writing(canvas, strategy, Draw(params, seed), noise)
+    writing = Writing(canvas, strategy, Drawing(params, seed), noise)
     records = [record for step in denoise(denoiser, [writing]) for record in step]  # type: ignore[arg-type]
     return Written(canvas.token_ids[len(prompt) :].tolist(), writing.stats, records)

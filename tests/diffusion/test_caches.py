@@ -19,7 +19,7 @@ from hasten.diffusion.blocks import FixedBlocks
 from hasten.diffusion.caches import CACHES, SYSTEMS
 from hasten.diffusion.canvas import Block, Canvas, DenoiserSpec, Prediction, Query
 from hasten.diffusion.denoisers.masked_lm import MaskedLM
-from hasten.diffusion.drawing import Draw, noise_source
+from hasten.diffusion.drawing import Drawing, noise_source
 from hasten.diffusion.loop import Writing, denoise
 from hasten.diffusion.parse import parse_strategy
 from hasten.diffusion.steps import DenoisingStep, Finish, Revision, Selection, Turn
@@ -259,7 +259,11 @@ def side_by_side(denoiser: MaskedLM, text: str) -> None:
     noise = noise_source(denoiser.spec, denoiser.vocab_size, 0, 0)
     writings = [
         Writing(
-            Canvas.after(prompt, noise(np.arange(length), 0)), strategy, Draw(SamplingParams()), noise, row
+            Canvas.after(prompt, noise(np.arange(length), 0)),
+            strategy,
+            Drawing(SamplingParams()),
+            noise,
+            row,
         )
         for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
     ]

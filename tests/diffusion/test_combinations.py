@@ -18,15 +18,15 @@ from hasten.diffusion.base import Helpers
 from hasten.diffusion.blocks import BLOCKS
 from hasten.diffusion.caches import CACHES
 from hasten.diffusion.canvas import Block, Canvas, Ids, Mask, Prediction, Query
-from hasten.diffusion.drawing import Draw, noise_source
+from hasten.diffusion.drawing import Drawing, noise_source
 from hasten.diffusion.limits import Limits
 from hasten.diffusion.loop import Writing, denoise
 from hasten.diffusion.parse import PARTS, parse_strategy
 from hasten.diffusion.revisers import REVISERS
 from hasten.diffusion.selectors import SELECTORS
+from hasten.diffusion.speculators import SPECULATORS
 from hasten.diffusion.stops import STOPS
 from hasten.diffusion.transforms import TRANSFORMS
-from hasten.diffusion.verifiers import VERIFIERS
 from hasten.errors import ConfigError
 
 HELPERS = Helpers(delimiter_ids=(1,))
@@ -64,7 +64,7 @@ LINES = st.builds(
         some_of(TRANSFORMS, 2),
         some_of(STOPS, 2),
         some_of(REVISERS, 2),
-        some_of(VERIFIERS, 1),
+        some_of(SPECULATORS, 1),
     ),
     st.just("none") | st.sampled_from(sorted(CACHES)),
 )
@@ -128,7 +128,7 @@ def test_no_text_depends_on_the_canvases_beside_it(line: str) -> None:
     for sample, prompt in enumerate(prompts):
         noise = noise_source(denoiser.spec, denoiser.vocab_size, 0, 0)
         canvas = Canvas.after(prompt, noise(np.arange(LENGTH), 0))
-        writings.append(Writing(canvas, strategy, Draw(GREEDY), noise, sequence=sample))
+        writings.append(Writing(canvas, strategy, Drawing(GREEDY), noise, sequence=sample))
     for _ in denoise(denoiser, writings):
         pass
     for prompt, writing in zip(prompts, writings, strict=True):
@@ -217,7 +217,7 @@ def test_no_part_leaves_the_language_of_a_constraint(line: str, temperature: flo
         noise = noise_source(denoiser.spec, denoiser.vocab_size, seed, 0)
         canvas = Canvas.after([2], noise(np.arange(LENGTH), 0))
         limits = Limits(constraint, [Block(1, len(canvas))], denoiser.spec.eos_ids, denoiser.vocab_size)
-        draw = Draw(SamplingParams(temperature=temperature), seed)
+        draw = Drawing(SamplingParams(temperature=temperature), seed)
         for _ in denoise(Patience(denoiser), [Writing(canvas, strategy, draw, noise, limits=limits)]):
             pass
         assert canvas.num_open == 0

@@ -18,7 +18,7 @@ from diffusion_gemmas import CANVAS, END, VOCAB, build_diffusion_gemma
 from hasten.core import SamplingParams
 from hasten.diffusion.canvas import Canvas, DenoiserSpec
 from hasten.diffusion.denoisers.diffusion_gemma import DiffusionGemma
-from hasten.diffusion.drawing import Draw, Noise, noise_source
+from hasten.diffusion.drawing import Drawing, NoiseSource, noise_source
 from hasten.diffusion.engine import DiffusionModel
 from hasten.diffusion.loop import Writing, denoise
 from hasten.diffusion.parse import parse_strategy
@@ -33,7 +33,7 @@ LINE = f"entropy-bound:0.3+renoise+temperature:steps={STEPS}+stable:steps={STEPS
 class SameDraws:
     """Gives transformers' sampler the noise of our loop, by position and pass; it draws greedily."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, noise: Noise) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, noise: NoiseSource) -> None:
         self.noise = noise
         self.num_forwards, self.start = 0, len(PROMPT) - CANVAS
         monkeypatch.setattr(EntropyBoundSampler, "initialize_canvas", self.first_noise)
@@ -120,7 +120,7 @@ def test_a_batch_writes_what_each_text_would_alone():
     for index, prompt in enumerate(prompts):
         noise = noise_source(SPEC, VOCAB, index, 0)
         canvas = Canvas.after(prompt, noise(np.arange(2 * CANVAS), 0))
-        writings.append(Writing(canvas, strategy, Draw(SamplingParams(), index), noise, sequence=index))
+        writings.append(Writing(canvas, strategy, Drawing(SamplingParams(), index), noise, sequence=index))
     for _ in denoise(denoiser, writings):
         pass
     for index, (prompt, writing) in enumerate(zip(prompts, writings, strict=True)):

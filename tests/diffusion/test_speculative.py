@@ -20,11 +20,11 @@ from diffusion.exact_laws import random_joint, write
 from hasten.core import SamplingParams
 from hasten.diffusion.canvas import Prediction
 from hasten.diffusion.defaults import reference_of
-from hasten.diffusion.drawing import Draw
+from hasten.diffusion.drawing import Drawing
 from hasten.diffusion.parse import parse_strategy
 from hasten.diffusion.rejection import weighed
 from hasten.diffusion.selectors import burst
-from hasten.diffusion.verifiers import speculative
+from hasten.diffusion.speculators import speculative
 from hasten.errors import ConfigError
 from hasten.noise import gumbel_noise
 from verify.forks import Forks, distance
@@ -64,7 +64,7 @@ def weighed_with(numbers, count=1000):
     was, law = np.array([0.6, 0.3, 0.1]), np.array([0.2, 0.5, 0.3])
     prediction = Prediction(np.array([3]), torch.from_numpy(np.log(was))[None])
     for seed in range(count):
-        draw = Draw(SAMPLED, seed)
+        draw = Drawing(SAMPLED, seed)
         token_id = int(draw(prediction).token_ids[0])
         yield weighed(token_id, was, law, numbers(draw))
 
@@ -134,7 +134,7 @@ def test_the_law_holds_where_tokens_forbid_others(monkeypatch, order):
 def test_keeping_every_draft_is_another_law(monkeypatch):
     oracle = CanvasOracle(0)
     base = "static:order=left-to-right"
-    always_kept(monkeypatch, "verifiers.speculative")
+    always_kept(monkeypatch, "speculators.speculative")
     found = law_of(oracle, f"{base}+speculative", SAMPLED, monkeypatch)
     assert distance(found, law_in_order(oracle, range(3), SAMPLED)) > 0.02
 
@@ -149,7 +149,7 @@ def test_texts_drawn_with_keyed_noise_have_the_joint_law_and_lose_it_if_all_draf
     law = {text: float(oracle.probs[text]) for text in np.ndindex(*oracle.probs.shape)}
     strategy = "static:order=random+speculative"
     require_law(texts_of(oracle, strategy, 300), law)
-    always_kept(monkeypatch, "verifiers.speculative")
+    always_kept(monkeypatch, "speculators.speculative")
     with pytest.raises(AssertionError):
         require_law(texts_of(oracle, strategy, 300), law)
 

@@ -13,7 +13,7 @@ from diffusion.exact_laws import write
 from hasten.core import SamplingParams
 from hasten.diffusion.canvas import DenoiserSpec, Query
 from hasten.diffusion.denoisers.loading import load_denoiser
-from hasten.diffusion.denoisers.sigma_gpt import POSITIONS_FILE, Rows, SigmaGPT
+from hasten.diffusion.denoisers.sigma_gpt import POSITIONS_FILE, PermutedRows, SigmaGPT
 from hasten.errors import ConfigError, ModelError
 from hasten.training.tokenizer import train_tokenizer
 
@@ -136,7 +136,7 @@ def test_every_known_token_and_its_place_count(session):
 
 @pytest.mark.parametrize("part", ["token_ids", "own", "upcoming"])
 def test_a_row_tells_its_token_its_place_and_the_next_place(model, part):
-    rows = Rows.chain(canvas("2461"), np.array([0, 2]), np.array([3, 1]), MASK)
+    rows = PermutedRows.chain(canvas("2461"), np.array([0, 2]), np.array([3, 1]), MASK)
     values = getattr(rows, part).copy()
     values[1] += 1
     with torch.no_grad():

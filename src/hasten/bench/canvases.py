@@ -76,7 +76,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class CanvasPrompt:
     """One prompt, and what it asks where that is known."""
 
     prompt_set: str
@@ -108,16 +108,18 @@ class CanvasBenchConfig:
 class Result:
     """One prompt on one canvas, written once by one method."""
 
-    asked: Asked
+    asked: CanvasPrompt
     canvas_size: int
     method: str
     output: DiffusionOutput
     seconds: float
 
 
-def read_asked(sources: AbstractSequence[str], model: DiffusionModel, limit: int | None) -> list[Asked]:
+def read_asked(
+    sources: AbstractSequence[str], model: DiffusionModel, limit: int | None
+) -> list[CanvasPrompt]:
     """The prompts of list tasks, files and bundled names. Raises ConfigError and PromptError."""
-    asked: list[Asked] = []
+    asked: list[CanvasPrompt] = []
     for source in sources:
         name, _, task = source.partition(":")
         if name == LISTS:
@@ -129,13 +131,13 @@ def read_asked(sources: AbstractSequence[str], model: DiffusionModel, limit: int
             if one.turns:
                 user = [{"role": "user", "content": one.turns[0]}]
                 prompt = chat_prompt(model.tokenizer, user) if one.is_chat else one.turns[0]
-            asked.append(Asked(prompt_set.name, prompt))
+            asked.append(CanvasPrompt(prompt_set.name, prompt))
     return asked
 
 
-def _list_questions(tasks: list[str], num_questions: int) -> list[Asked]:
+def _list_questions(tasks: list[str], num_questions: int) -> list[CanvasPrompt]:
     return [
-        Asked(task, question.prompt, question)
+        CanvasPrompt(task, question.prompt, question)
         for task in tasks
         for question in sample_questions(task, num_questions, seed=0, min_size=MIN_SIZE, max_size=MAX_SIZE)
     ]
@@ -155,7 +157,7 @@ class CanvasBenchmark:
         """The reference first."""
         return list(dict.fromkeys([self.config.reference, *self.config.methods]))
 
-    def run(self, asked: list[Asked], progress: Progress = lambda name, done, total: None) -> None:
+    def run(self, asked: list[CanvasPrompt], progress: Progress = lambda name, done, total: None) -> None:
         """All methods on all prompts. Raises ConfigError before the first forward pass."""
         for method in self.methods:
             self._strategies[method] = self._check(method, asked)
@@ -168,7 +170,7 @@ class CanvasBenchmark:
                     self.results.append(self._write(asked[place], size, method, place))
                 progress(f"canvas {size}", index + 1, total)
 
-    def _check(self, method: str, asked: list[Asked]) -> Strategy:
+    def _check(self, method: str, asked: list[CanvasPrompt]) -> Strategy:
         prompts = [one.prompt for one in asked]
         found = [
             self.model.check(prompts, self._params(size), policy=method) for size in self.config.canvas_sizes
@@ -185,7 +187,7 @@ class CanvasBenchmark:
         config = self.config
         return SamplingParams(max_new_tokens=size, temperature=config.temperature, seed=config.seed + place)
 
-    def _write(self, asked: Asked, size: int, method: str, place: int = 0) -> Result:
+    def _write(self, asked: CanvasPrompt, size: int, method: str, place: int = 0) -> Result:
         start = time.perf_counter()
         [output] = self.model.generate_all([asked.prompt], self._params(size, place), policy=method)
         return Result(asked, size, method, output, time.perf_counter() - start)

@@ -10,7 +10,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from hasten.bench.canvases import Asked, CanvasBenchConfig, CanvasBenchmark, Progress
+from hasten.bench.canvases import CanvasBenchConfig, CanvasBenchmark, CanvasPrompt, Progress
 from hasten.diffusion.engine import DiffusionModel
 from hasten.diffusion.list_tasks import (
     MAX_SIZE,
@@ -73,7 +73,7 @@ def parallel_points(
     if not 2 <= size <= MAX_SIZE:
         raise ConfigError(f"size={size} cannot work for a list; it must be 2 to {MAX_SIZE}")
     asked = [
-        Asked(task, question.prompt, question)
+        CanvasPrompt(task, question.prompt, question)
         for task in tasks
         for question in sample_questions(task, num_questions, 0, size, size)
     ]

@@ -7,13 +7,13 @@ from typing import Any
 import hasten.compile_cache  # noqa: F401 - before what is compiled
 from hasten.constraints.automaton import TokenAutomaton
 from hasten.constraints.base import AllowedTokens, Constraint, ConstraintRun
-from hasten.constraints.cfg import Grammar
+from hasten.constraints.context_free import ContextFreeGrammar
 from hasten.constraints.grammar import SYSTEM as GRAMMAR_SYSTEM, GrammarConstraint
 from hasten.constraints.json_schema import schema_regex
 from hasten.constraints.lark_grammar import load_grammar
 from hasten.constraints.regex import compile_regex
 from hasten.constraints.regular import SYSTEM as REGULAR_SYSTEM, RegularConstraint
-from hasten.constraints.tokens import TokenTrie, token_bytes
+from hasten.constraints.tokens import ByteTrie, token_bytes
 
 SYSTEMS = (REGULAR_SYSTEM, GRAMMAR_SYSTEM)
 
@@ -22,7 +22,7 @@ __all__ = [
     "AllowedTokens",
     "Constraint",
     "ConstraintRun",
-    "Grammar",
+    "ContextFreeGrammar",
     "GrammarConstraint",
     "RegularConstraint",
     "TokenAutomaton",
@@ -61,5 +61,5 @@ def grammar_constraint(text: str, tokenizer: Any) -> GrammarConstraint:
 
 
 def _regular(pattern: str, tokenizer: Any, name: str) -> RegularConstraint:
-    trie = TokenTrie(token_bytes(tokenizer))
+    trie = ByteTrie(token_bytes(tokenizer))
     return RegularConstraint(trie.automaton(compile_regex(pattern)), name)

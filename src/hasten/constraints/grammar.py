@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.constraints.base import AllowedTokens, ConstraintRun, Flags, Ids, checked_span
-from hasten.constraints.cfg import BinaryRules, Grammar, binary_rules
+from hasten.constraints.context_free import BinaryRules, ContextFreeGrammar, binary_rules
 from hasten.constraints.intersection import DEAD, OPEN, Intersection, KindTrie
 from hasten.constraints.token_kinds import token_kinds
 from hasten.core import System
@@ -39,7 +39,9 @@ MAX_LENGTHS_TRIED = 8
 class GrammarConstraint:
     """The texts of a grammar, written in tokens that are byte strings."""
 
-    def __init__(self, grammar: Grammar, tokens: Mapping[int, bytes], name: str = "grammar") -> None:
+    def __init__(
+        self, grammar: ContextFreeGrammar, tokens: Mapping[int, bytes], name: str = "grammar"
+    ) -> None:
         self.name = name
         grammar = grammar.trimmed()
         kinds = token_kinds(grammar, tokens)

@@ -18,7 +18,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.constraints.cfg import BinaryRules
+from hasten.constraints.context_free import BinaryRules
 
 OPEN, DEAD = -2, -1
 """What may stand at a position: any kind of token, or none; else one kind's number."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from hasten.constraints.bytes_dfa import ByteDfa
-from hasten.constraints.cfg import Grammar
+from hasten.constraints.context_free import ContextFreeGrammar
 from hasten.constraints.regex import compile_regex
 from hasten.errors import ConfigError, MissingExtra
 
@@ -17,7 +17,7 @@ _IGNORED = "%%ignored"
 _STARTED = "%%started"
 
 
-def load_grammar(text: str) -> Grammar:
+def load_grammar(text: str) -> ContextFreeGrammar:
     """The grammar of a text in Lark's notation; its texts are those of the rule ``start``.
 
     Raises:
@@ -38,7 +38,7 @@ def load_grammar(text: str) -> Grammar:
     for rule in loaded.rules:
         rules.setdefault(_name(rule.origin), []).append([_name(each) for each in rule.expansion])
     if not loaded.ignore_tokens:
-        return Grammar("<start>", rules, terminals)
+        return ContextFreeGrammar("<start>", rules, terminals)
     return _with_ignored(rules, terminals, loaded.ignore_tokens)
 
 
@@ -49,7 +49,7 @@ def _name(symbol: Any) -> str:
 
 def _with_ignored(
     rules: dict[str, list[list[str]]], terminals: dict[str, ByteDfa], ignored: list[str]
-) -> Grammar:
+) -> ContextFreeGrammar:
     """The ignored terminals at the beginning and after every other one."""
     spaced = {
         name: [[f"%{symbol}" if symbol in terminals else symbol for symbol in one] for one in expansions]
@@ -58,4 +58,4 @@ def _with_ignored(
     spaced |= {f"%{name}": [[name, _IGNORED]] for name in terminals}
     spaced[_IGNORED] = [[], *([name, _IGNORED] for name in ignored)]
     spaced[_STARTED] = [[_IGNORED, "<start>"]]
-    return Grammar(_STARTED, spaced, terminals)
+    return ContextFreeGrammar(_STARTED, spaced, terminals)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hasten.constraints.bytes_dfa import DEAD
-from hasten.constraints.cfg import Grammar
+from hasten.constraints.context_free import ContextFreeGrammar
 
 MAX_WAYS = 400
 """Ways through the terminals that are followed for one token; beyond, it is a kind of its own."""
@@ -20,7 +20,7 @@ Way = tuple[Place, tuple[str, ...], Place]
 """Where it begins, the terminals that it ends, where it stops."""
 
 
-def token_kinds(grammar: Grammar, tokens: Mapping[int, bytes]) -> dict[bytes, list[int]]:
+def token_kinds(grammar: ContextFreeGrammar, tokens: Mapping[int, bytes]) -> dict[bytes, list[int]]:
     """Per kind of token its shortest text and all its token ids; ``grammar`` is trimmed."""
     reader = _Reader(grammar)
     kinds: dict[object, tuple[bytes, list[int]]] = {}
@@ -36,7 +36,7 @@ def token_kinds(grammar: Grammar, tokens: Mapping[int, bytes]) -> dict[bytes, li
 class _Reader:
     """Reads texts byte by byte from every state of every terminal; beginnings are remembered."""
 
-    def __init__(self, grammar: Grammar) -> None:
+    def __init__(self, grammar: ContextFreeGrammar) -> None:
         self._terminals = grammar.terminals
         # Terminals that are empty in a text are left out here: neighbours are those across them as well.
         self._following = grammar.neighbours()

@@ -33,7 +33,7 @@ def token_bytes(tokenizer: Any) -> dict[int, bytes]:
     return ordinary_token_bytes(tokenizer, len(tokenizer))
 
 
-class TokenTrie:
+class ByteTrie:
     """Byte strings by their beginnings. Nodes are in preorder, so whole subtrees can be skipped.
 
     Attributes:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 from hasten.constraints.base import Constraint
 from hasten.core import Guarantee
 from hasten.diffusion.canvas import Block, Canvas, DenoiserSpec, Ids, Prediction, Query
-from hasten.diffusion.drawing import Draw
+from hasten.diffusion.drawing import Drawing
 from hasten.diffusion.steps import NONE, DenoisingStep, Finish, Plan, Revision, Selection, Turn
 from hasten.errors import ConfigError
 
@@ -171,7 +171,7 @@ class CachePolicy(Policy):
         """Of a plan that named another one: both predictions, the second perhaps of fewer positions."""
 
 
-class Verifier(Policy):
+class Speculator(Policy):
     """Which canvases are predicted beside the present one, because they are likely to come next.
 
     The loop uses a prediction made ahead only where the very same canvas comes up, so that it is the one that
@@ -192,7 +192,7 @@ class Verifier(Policy):
         """
         return step
 
-    def settle(self, step: DenoisingStep, selection: Selection, draw: Draw, state: Any) -> Selection:
+    def settle(self, step: DenoisingStep, selection: Selection, draw: Drawing, state: Any) -> Selection:
         """The tokens that are written at the selected positions."""
         return selection
 
@@ -207,14 +207,14 @@ class Strategy:
     transforms: tuple[Transform, ...] = ()
     stops: tuple[StopPolicy, ...] = ()
     revisers: tuple[Reviser, ...] = ()
-    verifier: Verifier | None = None
+    speculator: Speculator | None = None
     constraint: Constraint | None = None
 
     @property
     def policies(self) -> Iterator[Policy]:
         yield from (self.blocks, self.selector, *self.transforms, *self.stops, *self.revisers, self.cache)
-        if self.verifier is not None:
-            yield self.verifier
+        if self.speculator is not None:
+            yield self.speculator
 
     @property
     def name(self) -> str:

@@ -16,7 +16,7 @@ from hasten.diffusion.base import Strategy
 from hasten.diffusion.caches.deviation import Deviation
 from hasten.diffusion.canvas import Canvas, Denoiser, DenoiserSession, DenoiserSpec, Prediction, Query
 from hasten.diffusion.defaults import reference_of
-from hasten.diffusion.drawing import Draw, noise_source
+from hasten.diffusion.drawing import Drawing, noise_source
 from hasten.diffusion.loop import Writing, denoise
 
 
@@ -31,7 +31,7 @@ def measure_error(
     twin = _Twin(denoiser)
     plain = replace(reference_of(strategy), cache=strategy.cache, transforms=(), constraint=None)
     noise = noise_source(denoiser.spec, denoiser.vocab_size, 0, 0)
-    writing = Writing(canvas.fork(), plain, Draw(SamplingParams()), noise)
+    writing = Writing(canvas.fork(), plain, Drawing(SamplingParams()), noise)
     for _ in itertools.islice(denoise(twin, [writing]), num_passes):
         pass
     return twin.deviation

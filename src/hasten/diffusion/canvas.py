@@ -31,7 +31,7 @@ Ids = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 Attention = Literal["full", "block-causal", "encoder-decoder", "any-order"]
-Noise = Literal["absorbing", "uniform"]
+NoiseKind = Literal["absorbing", "uniform"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +52,7 @@ class DenoiserSpec:
     block_size: int | None = None
     """of block-causal attention: blocks are counted from position 0; of an encoder-decoder: what its decoder
     writes at a time, counted from the end of the prompt"""
-    noise: Noise = "absorbing"
+    noise: NoiseKind = "absorbing"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eos_ids", tuple(self.eos_ids))
@@ -62,10 +62,10 @@ class DenoiserSpec:
             raise ConfigError(f"mask_id={self.mask_id} is also an end-of-text id; the two must differ")
         if self.logits_shift not in {0, 1}:
             raise ConfigError(f"logits_shift={self.logits_shift} cannot work; it must be 0 or 1")
-        if self.attention not in get_args(Attention) or self.noise not in get_args(Noise):
+        if self.attention not in get_args(Attention) or self.noise not in get_args(NoiseKind):
             raise ConfigError(
                 f"attention={self.attention!r}, noise={self.noise!r} is unknown; choose from "
-                f"{', '.join(get_args(Attention))} and {', '.join(get_args(Noise))}"
+                f"{', '.join(get_args(Attention))} and {', '.join(get_args(NoiseKind))}"
             )
         in_blocks = self.attention in {"block-causal", "encoder-decoder"}
         if in_blocks != (self.block_size is not None):

@@ -18,13 +18,13 @@ from hasten.errors import ConfigError
 from hasten.noise import recent_gumbel_noise
 from hasten.sampling import keyed_generator, warp
 
-Noise = Callable[[Ids, int], Ids]
+NoiseSource = Callable[[Ids, int], Ids]
 """(positions, number of the forward pass) -> what they hold while they are open"""
 NOISE_STREAM = 1
 """of the keyed generator"""
 
 
-class Draw:
+class Drawing:
     """Draws the candidates of one canvas.
 
     Args:
@@ -76,7 +76,7 @@ class Draw:
         return torch.stack([self._noise[place] for place in places])
 
 
-def noise_source(spec: DenoiserSpec, vocab_size: int, seed: int, sample: int) -> Noise:
+def noise_source(spec: DenoiserSpec, vocab_size: int, seed: int, sample: int) -> NoiseSource:
     """What open positions hold: the mask token, or tokens drawn evenly, others for every forward pass."""
     if spec.mask_id is not None:
         mask_id = spec.mask_id

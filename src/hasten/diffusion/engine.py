@@ -18,7 +18,7 @@ from hasten.diffusion.base import Helpers, Strategy
 from hasten.diffusion.canvas import Block, Canvas, Denoiser
 from hasten.diffusion.denoisers.guide import load_guide
 from hasten.diffusion.denoisers.loading import load_denoiser
-from hasten.diffusion.drawing import Draw, noise_source
+from hasten.diffusion.drawing import Drawing, noise_source
 from hasten.diffusion.limits import Limits
 from hasten.diffusion.loop import Writing, denoise
 from hasten.diffusion.parse import parse_strategy
@@ -286,7 +286,7 @@ class DiffusionModel:
         if constraint is not None:
             spans = gaps or [Block(canvas.prompt_length, len(canvas))]
             limits = Limits(constraint, spans, own_stops, vocab_size)
-        draw = Draw(asked.params, asked.seed, asked.sample)
+        draw = Drawing(asked.params, asked.seed, asked.sample)
         writing = Writing(canvas, strategy, draw, noise, limits=limits)
         stops = stop_token_ids(asked.params, self.tokenizer, vocab_size, own_stops)
         return _Job(writing, asked.params, asked.seed, gaps, stops)

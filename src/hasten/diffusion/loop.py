@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hasten.diffusion.base import Policy, Strategy, Verifier
+from hasten.diffusion.base import Policy, Speculator, Strategy
 from hasten.diffusion.canvas import Block, Canvas, Denoiser, Ids, Prediction, Query
-from hasten.diffusion.drawing import Draw, Noise
+from hasten.diffusion.drawing import Drawing, NoiseSource
 from hasten.diffusion.limits import Limits
 from hasten.diffusion.steps import NONE, DenoisingStep, Finish, Plan, Revision, Selection, Turn
 from hasten.diffusion.trace import DiffusionStats, Record
@@ -55,8 +55,8 @@ class Writing:
 
     canvas: Canvas
     strategy: Strategy
-    draw: Draw
-    noise: Noise
+    draw: Drawing
+    noise: NoiseSource
     sequence: int = 0
     """its number in the session"""
     limits: Limits | None = None
@@ -163,12 +163,12 @@ class Writing:
         return cache.plan(Turn(self.canvas, block, forward_in_block, upcoming), self._state(cache))
 
     def _drafts(self) -> list[Canvas]:
-        verifier = self.strategy.verifier
-        if verifier is None or self._last is None:
+        speculator = self.strategy.speculator
+        if speculator is None or self._last is None:
             return []
-        return verifier.drafts(self._last, self._foreseen(self._last, verifier), self._state(verifier))
+        return speculator.drafts(self._last, self._foreseen(self._last, speculator), self._state(speculator))
 
-    def _foreseen(self, last: DenoisingStep, verifier: Verifier) -> Iterator[Canvas]:
+    def _foreseen(self, last: DenoisingStep, speculator: Speculator) -> Iterator[Canvas]:
         """What the canvas becomes if later predictions are as imagined, by default like the last one."""
         selector = self.strategy.selector
         state = copy.deepcopy(self._state(selector))
@@ -176,7 +176,7 @@ class Writing:
         step = last
         while True:
             step = replace(step, canvas=canvas, forward_in_block=step.forward_in_block + 1)
-            step = verifier.imagined(step, self._state(verifier))
+            step = speculator.imagined(step, self._state(speculator))
             selection = selector.select(step, state)
             canvas = canvas.fork()
             canvas.commit(selection.positions, selection.token_ids)
@@ -222,9 +222,9 @@ class Writing:
             selection = yield from strategy.selector.inquire(step, self._state(strategy.selector))
         if step.num_open and not len(selection.positions):
             raise ValueError(f"selector {strategy.selector.name!r} wrote nothing; it must write a position")
-        if strategy.verifier is not None:
-            state = self._state(strategy.verifier)
-            selection = strategy.verifier.settle(step, selection, self.draw, state)
+        if strategy.speculator is not None:
+            state = self._state(strategy.speculator)
+            selection = strategy.speculator.settle(step, selection, self.draw, state)
         if self.limits is not None:
             selection = self.limits.admitted(self.canvas, step.prediction, selection)
         self.canvas.commit(selection.positions, selection.token_ids, self.stats.num_forwards)

@@ -19,10 +19,10 @@ from hasten.diffusion.base import (
     Policy,
     Reviser,
     Selector,
+    Speculator,
     StopPolicy,
     Strategy,
     Transform,
-    Verifier,
 )
 from hasten.diffusion.blocks import BLOCKS
 from hasten.diffusion.caches import CACHES
@@ -30,9 +30,9 @@ from hasten.diffusion.canvas import DenoiserSpec
 from hasten.diffusion.defaults import default_blocks
 from hasten.diffusion.revisers import REVISERS
 from hasten.diffusion.selectors import SELECTORS
+from hasten.diffusion.speculators import SPECULATORS
 from hasten.diffusion.stops import STOPS
 from hasten.diffusion.transforms import TRANSFORMS
-from hasten.diffusion.verifiers import VERIFIERS
 from hasten.errors import ConfigError
 
 PARTS: dict[str, type[Policy]] = {
@@ -41,7 +41,7 @@ PARTS: dict[str, type[Policy]] = {
     **TRANSFORMS,
     **STOPS,
     **REVISERS,
-    **VERIFIERS,
+    **SPECULATORS,
 }
 """everything that may stand before the "/" of a strategy's text"""
 
@@ -66,7 +66,7 @@ def parse_strategy(text: str, spec: DenoiserSpec, helpers: Helpers = Helpers()) 
         transforms=tuple(one for one in parts if isinstance(one, Transform)),
         stops=tuple(one for one in parts if isinstance(one, StopPolicy)),
         revisers=tuple(one for one in parts if isinstance(one, Reviser)),
-        verifier=_single([one for one in parts if isinstance(one, Verifier)], "verifier"),
+        speculator=_single([one for one in parts if isinstance(one, Speculator)], "speculator"),
         cache=cache,
     )
     strategy.check(spec)

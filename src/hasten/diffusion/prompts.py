@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from hasten.diffusion.canvas import Block, Canvas, DenoiserSpec
-from hasten.diffusion.drawing import Noise
+from hasten.diffusion.drawing import NoiseSource
 from hasten.errors import ConfigError, PromptError
 from hasten.prompts import tokenised
 from hasten.values import prompt_ids, whole
@@ -74,7 +74,7 @@ class CanvasReader:
         self.vocab_size = vocab_size
         self.max_length = max_length
 
-    def after(self, prompt: Text, num_new_tokens: int, noise: Noise) -> Canvas:
+    def after(self, prompt: Text, num_new_tokens: int, noise: NoiseSource) -> Canvas:
         """The prompt with open positions after it. Raises PromptError."""
         token_ids = self.encode(prompt)
         if not token_ids:
@@ -82,7 +82,7 @@ class CanvasReader:
         self._check_length(len(token_ids), num_new_tokens)
         return Canvas.after(token_ids, noise(np.arange(num_new_tokens), 0))
 
-    def with_gaps(self, template: Template, noise: Noise) -> tuple[Canvas, list[Block]]:
+    def with_gaps(self, template: Template, noise: NoiseSource) -> tuple[Canvas, list[Block]]:
         """The pieces of a template in one canvas, and where each gap lies. Raises PromptError."""
         parts: list[list[int]] = []
         gaps: list[Block] = []

@@ -13,10 +13,10 @@ import numpy as np
 
 from hasten.core import SamplingParams
 from hasten.diffusion.canvas import Block, Canvas, Ids, Prediction
-from hasten.diffusion.drawing import Draw
+from hasten.diffusion.drawing import Drawing
 
 NONE: Ids = np.empty(0, dtype=np.int64)
-_GREEDY = Draw(SamplingParams())
+_GREEDY = Drawing(SamplingParams())
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class DenoisingStep:
     """predictions that it has had in this block before"""
     sequence: int = 0
     """the canvas's number in the session, for queries of a selector's own"""
-    draw: Draw = _GREEDY
+    draw: Drawing = _GREEDY
     """gives predictions of a selector's own their candidates; knows the laws that these are drawn from"""
 
     @property

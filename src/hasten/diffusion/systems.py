@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hasten.diffusion import blocks, caches, revisers, selectors, stops, transforms, verifiers
+from hasten.diffusion import blocks, caches, revisers, selectors, speculators, stops, transforms
 
 SYSTEMS = (
     *selectors.SYSTEMS,
@@ -11,5 +11,5 @@ SYSTEMS = (
     *stops.SYSTEMS,
     *revisers.SYSTEMS,
     *caches.SYSTEMS,
-    *verifiers.SYSTEMS,
+    *speculators.SYSTEMS,
 )

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hasten.diffusion.canvas import Ids
-from hasten.diffusion.denoisers.sigma_gpt import Rows, SigmaGPT
+from hasten.diffusion.denoisers.sigma_gpt import PermutedRows, SigmaGPT
 from hasten.errors import ConfigError, ModelError
 from hasten.training.loop import Progress
 
@@ -79,7 +79,9 @@ def order_loss(model: SigmaGPT, texts: Ids, orders: list[Ids]) -> Tensor:
     """Mean cross-entropy of the tokens of texts [texts, length], each read in its order."""
     begin_id = model.spec.mask_id
     assert begin_id is not None
-    asked = [Rows.chain(text, _NOTHING, order, begin_id) for text, order in zip(texts, orders, strict=True)]
+    asked = [
+        PermutedRows.chain(text, _NOTHING, order, begin_id) for text, order in zip(texts, orders, strict=True)
+    ]
     logits = torch.cat(model(asked))
     labels = np.concatenate([text[order] for text, order in zip(texts, orders, strict=True)])
     return functional.cross_entropy(logits, torch.from_numpy(labels).to(logits.device))

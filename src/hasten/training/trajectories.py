@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hasten.core import SamplingParams
 from hasten.diffusion.base import Strategy
 from hasten.diffusion.canvas import Canvas, Denoiser
-from hasten.diffusion.drawing import Draw, noise_source
+from hasten.diffusion.drawing import Drawing, noise_source
 from hasten.diffusion.loop import Writing, denoise
 from hasten.diffusion.trace import Record
 
@@ -50,7 +50,7 @@ def write_canvases(
             Writing(
                 canvas.fork(),
                 strategy,
-                Draw(params, seed, number),
+                Drawing(params, seed, number),
                 noise_source(denoiser.spec, denoiser.vocab_size, seed, number),
                 sequence,
             )

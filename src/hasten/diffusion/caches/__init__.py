@@ -11,7 +11,7 @@ from hasten.diffusion.caches.dual import SYSTEM as DUAL_SYSTEM, Dual
 from hasten.diffusion.caches.freecache import SYSTEM as FREECACHE_SYSTEM, FreeCache
 from hasten.diffusion.caches.measured import Measured
 from hasten.diffusion.caches.none import NoCache
-from hasten.diffusion.caches.prefix import SYSTEM as PREFIX_SYSTEM, Prefix
+from hasten.diffusion.caches.prefix import SYSTEM as PREFIX_SYSTEM, FrozenPrefix
 from hasten.diffusion.caches.recap import SYSTEM as RECAP_SYSTEM, Recap
 from hasten.diffusion.caches.vicinity import SYSTEM as VICINITY_SYSTEM, Vicinity
 
@@ -22,10 +22,10 @@ __all__ = [
     "DelayedCache",
     "Dual",
     "FreeCache",
+    "FrozenPrefix",
     "GreedyCache",
     "Measured",
     "NoCache",
-    "Prefix",
     "Recap",
     "Vicinity",
 ]
@@ -35,7 +35,7 @@ CACHES: dict[str, type[CachePolicy]] = {
     for one in (
         NoCache,
         BlockCache,
-        Prefix,
+        FrozenPrefix,
         Dual,
         DelayedCache,
         GreedyCache,

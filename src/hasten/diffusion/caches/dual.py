@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from hasten.core import System
-from hasten.diffusion.caches.prefix import Prefix
+from hasten.diffusion.caches.prefix import FrozenPrefix
 from hasten.diffusion.canvas import Mask
 from hasten.diffusion.steps import Turn
 
@@ -24,8 +24,8 @@ SYSTEM = System(
 
 
 @dataclass(frozen=True)
-class Dual(Prefix):
-    """See Prefix; the rows after the block are kept as well."""
+class Dual(FrozenPrefix):
+    """See FrozenPrefix; the rows after the block are kept as well."""
 
     name: ClassVar[str] = "dual"
 

@@ -30,7 +30,7 @@ SYSTEM = System(
 
 
 @dataclass(frozen=True)
-class Prefix(CachePolicy):
+class FrozenPrefix(CachePolicy):
     """``refresh``: every row is computed in each so many forward passes of a block; 0: in the first only."""
 
     name: ClassVar[str] = "prefix"

@@ -109,7 +109,7 @@ class SigmaGPT(nn.Module):
             )
         return SigmaSession(self)
 
-    def forward(self, asked: AbstractSequence[Rows]) -> list[Tensor]:
+    def forward(self, asked: AbstractSequence[PermutedRows]) -> list[Tensor]:
         """Logits [targets, vocab] of each, in one pass; the mask token has -inf."""
         size = max(1, *(len(rows.token_ids) for rows in asked))
         tokens, own, upcoming = (np.zeros((len(asked), size), dtype=np.int64) for _ in range(3))
@@ -144,7 +144,7 @@ class SigmaGPT(nn.Module):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Rows:
+class PermutedRows:
     """What the model reads for one canvas; the last ``num_targets`` rows are answered."""
 
     token_ids: Ids
@@ -158,7 +158,7 @@ class Rows:
     num_targets: int
 
     @classmethod
-    def chain(cls, token_ids: Ids, known: Ids, order: Ids, begin_id: int) -> Rows:
+    def chain(cls, token_ids: Ids, known: Ids, order: Ids, begin_id: int) -> PermutedRows:
         """Row k is about order[k], given the tokens at ``known``, which come first, and at order[:k]."""
         revealed = np.concatenate([known, order])
         before = revealed[:-1]
@@ -171,7 +171,7 @@ class Rows:
         )
 
     @classmethod
-    def burst(cls, token_ids: Ids, known: Ids, targets: Ids, begin_id: int) -> Rows:
+    def burst(cls, token_ids: Ids, known: Ids, targets: Ids, begin_id: int) -> PermutedRows:
         """Each target given the tokens at ``known``, in this order, and nothing of the other targets."""
         count, first = len(targets), len(known)
         tokens, own = np.concatenate([[begin_id], token_ids[known]]), np.concatenate([[0], known + 1])
@@ -202,7 +202,7 @@ class SigmaSession:
             for query, one in zip(queries, asked, strict=True)
         ]
 
-    def _asked(self, query: Query) -> list[tuple[Rows, Ids]]:
+    def _asked(self, query: Query) -> list[tuple[PermutedRows, Ids]]:
         """Rows, and the positions that their targets are about."""
         if query.computed is not None or query.stores or query.wants_hidden:
             raise ValueError("an any-order model keeps no rows and has no hidden states of a canvas")
@@ -212,13 +212,13 @@ class SigmaSession:
         if query.chain is not None:
             is_known[query.chain] = False
             known = np.flatnonzero(is_known)
-            return [(Rows.chain(query.token_ids, known, query.chain, begin_id), query.chain)]
+            return [(PermutedRows.chain(query.token_ids, known, query.chain, begin_id), query.chain)]
         known, is_written = np.flatnonzero(is_known), is_known[query.wanted]
         targets = query.wanted[~is_written]
-        asked = [(Rows.burst(query.token_ids, known, targets, begin_id), targets)]
+        asked = [(PermutedRows.burst(query.token_ids, known, targets, begin_id), targets)]
         for position in query.wanted[is_written]:
             target, others = np.array([position]), known[known != position]
-            asked.append((Rows.burst(query.token_ids, others, target, begin_id), target))
+            asked.append((PermutedRows.burst(query.token_ids, others, target, begin_id), target))
         return asked
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from hasten.core import Guarantee, System
 from hasten.diffusion.base import Inquiry, Selector, Strategy
 from hasten.diffusion.canvas import Canvas, DenoiserSpec, Ids, Prediction, Query
-from hasten.diffusion.drawing import Draw
+from hasten.diffusion.drawing import Drawing
 from hasten.diffusion.rejection import weighed
 from hasten.diffusion.selectors.static import ORDER_STREAM, Static
 from hasten.diffusion.steps import DenoisingStep, Selection
@@ -91,8 +91,8 @@ class Burst(Selector):
                 "it asks for chains, which only any-order models answer; choose "
                 "'static:order=random+speculative'"
             )
-        if strategy.verifier is not None:
-            return f"it checks its own drafts; leave {strategy.verifier.name!r} out"
+        if strategy.speculator is not None:
+            return f"it checks its own drafts; leave {strategy.speculator.name!r} out"
         if strategy.transforms or strategy.constraint is not None:
             return "a chain is weighed as the model tells it; leave transforms and constraint out"
         if strategy.revisers:
@@ -102,7 +102,7 @@ class Burst(Selector):
         return None
 
 
-def _kept(drafted: Prediction, chain: Prediction, draw: Draw) -> Selection:
+def _kept(drafted: Prediction, chain: Prediction, draw: Drawing) -> Selection:
     """The drafts that an order keeps, and the token written instead of the first that it does not.
 
     drafted: ascending; chain: in its order.

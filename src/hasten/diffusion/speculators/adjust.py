@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 from hasten.diffusion.base import Helpers, Strategy
 from hasten.diffusion.canvas import DenoiserSpec
 from hasten.diffusion.revealing import Revealing, given_sampler, refuses_sampler, revealed
+from hasten.diffusion.speculators.freedave import FreeDave
 from hasten.diffusion.steps import DenoisingStep
-from hasten.diffusion.verifiers.freedave import FreeDave
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from hasten.errors import ConfigError
 
 
 @dataclass(frozen=True, eq=False)
-class Grammar:
+class ContextFreeGrammar:
     """Raises ConfigError for a symbol without rules, and for a language without texts."""
 
     start: str
@@ -36,7 +36,7 @@ class Grammar:
         if self.start not in self._productive():
             raise ConfigError(f"the grammar's rule {self.start!r} has no finite text; give it an end")
 
-    def trimmed(self) -> Grammar:
+    def trimmed(self) -> ContextFreeGrammar:
         """Only the rules that some text uses."""
         productive = self._productive()
         useful = {
@@ -49,7 +49,7 @@ class Grammar:
             for expansion in useful.get(waiting.pop(), ()):
                 waiting += set(expansion) - reached
                 reached.update(expansion)
-        return Grammar(
+        return ContextFreeGrammar(
             self.start,
             {name: expansions for name, expansions in useful.items() if name in reached},
             {name: dfa for name, dfa in self.terminals.items() if name in reached},
@@ -139,7 +139,7 @@ class _Numbering:
         return self.others.setdefault(key, len(self.others))
 
 
-def binary_rules(grammar: Grammar) -> BinaryRules:
+def binary_rules(grammar: ContextFreeGrammar) -> BinaryRules:
     """The same language in short rules; ``grammar`` is trimmed."""
     names = _Numbering()
     rules: list[tuple[int, ...]] = []

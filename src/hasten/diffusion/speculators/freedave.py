@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from hasten.core import Guarantee, System
-from hasten.diffusion.base import Strategy, Verifier
+from hasten.diffusion.base import Speculator, Strategy
 from hasten.diffusion.canvas import Canvas, DenoiserSpec
 from hasten.diffusion.steps import DenoisingStep
 from hasten.errors import ConfigError
@@ -23,15 +23,15 @@ SYSTEM = System(
     title="Free Draft-and-Verification: Toward Lossless Parallel Decoding for Diffusion Large Language "
     "Models",
     arxiv="2510.00294",
-    kind="diffusion verifier",
+    kind="diffusion speculator",
     guarantee="exact",
-    module="hasten.diffusion.verifiers.freedave",
+    module="hasten.diffusion.speculators.freedave",
     summary="predicts the canvases that the last prediction foresees, in one forward pass",
 )
 
 
 @dataclass(frozen=True)
-class FreeDave(Verifier):
+class FreeDave(Speculator):
     """At most ``depth`` canvases in one forward pass, the present one included."""
 
     name: ClassVar[str] = "freedave"

@@ -17,21 +17,21 @@ import numpy as np
 import torch
 
 from hasten.core import Guarantee, System
-from hasten.diffusion.base import Strategy, Verifier
+from hasten.diffusion.base import Speculator, Strategy
 from hasten.diffusion.canvas import Canvas, DenoiserSpec
-from hasten.diffusion.drawing import Draw
+from hasten.diffusion.drawing import Drawing
 from hasten.diffusion.rejection import weighed
+from hasten.diffusion.speculators.freedave import refuses_lookahead
 from hasten.diffusion.steps import DenoisingStep, Selection
-from hasten.diffusion.verifiers.freedave import refuses_lookahead
 from hasten.errors import ConfigError
 
 SYSTEM = System(
     name="speculative",
     title="Fast Inference from Transformers via Speculative Decoding",
     arxiv="2211.17192",
-    kind="diffusion verifier",
+    kind="diffusion speculator",
     guarantee="distribution",
-    module="hasten.diffusion.verifiers.speculative",
+    module="hasten.diffusion.speculators.speculative",
     summary="drafts a canvas in a known order from its own last prediction, keeps tokens by min(1, p/q)",
 )
 
@@ -43,7 +43,7 @@ Drafts = dict[int, tuple[int, torch.Tensor]]
 
 
 @dataclass(frozen=True)
-class Speculative(Verifier):
+class Speculative(Speculator):
     """At most ``depth`` canvases in one forward pass, the present one included.
 
     The text of a seed is another than without it; its law is the same. Greedy, the text is the same. Why:
@@ -74,7 +74,7 @@ class Speculative(Verifier):
                 state[position] = int(last.token_ids[position]), row
         return canvases
 
-    def settle(self, step: DenoisingStep, selection: Selection, draw: Draw, state: Drafts) -> Selection:
+    def settle(self, step: DenoisingStep, selection: Selection, draw: Drawing, state: Drafts) -> Selection:
         token_ids = selection.token_ids.copy()
         for place, position in enumerate(selection.positions.tolist()):
             if position in state:
