@@ -8,11 +8,11 @@ model = hasten.load_diffusion("demo-lists", dtype="float32")
 params = hasten.SamplingParams(max_new_tokens=32, seed=0)
 print(question.prompt)
 
-reference = model.generate(question.prompt, params, policy="static")
-for policy in ("static", "exact", "threshold:0.9", "factor", "auto", "static:8"):
-    output = model.generate(question.prompt, params, policy=policy)
+reference = model.generate(question.prompt, params, strategy="static")
+for strategy in ("static", "exact", "threshold:0.9", "factor", "auto", "static:8"):
+    output = model.generate(question.prompt, params, strategy=strategy)
     verdict = "right" if is_correct(question, output.text) else "wrong"
     cost = f"{output.stats.num_forwards:3} forwards"
-    print(f"{policy:14} {cost}  {output.guarantee:12} {verdict}  {output.text}")
-exact = model.generate(question.prompt, params, policy="exact")
+    print(f"{strategy:14} {cost}  {output.guarantee:12} {verdict}  {output.text}")
+exact = model.generate(question.prompt, params, strategy="exact")
 print("exact is the reference's text:", exact.token_ids == reference.token_ids)

@@ -6,7 +6,7 @@ from hasten.constraints import regex_constraint
 model = hasten.load_diffusion("demo-diffusion", dtype="float32")
 params = hasten.SamplingParams(seed=0)
 
-output = model.infill("def add(a, b):<gap:12>return a + b\n", params, policy="exact")
+output = model.infill("def add(a, b):<gap:12>return a + b\n", params, strategy="exact")
 print(output.text)
 print(f"{output.stats.num_tokens} tokens in {output.stats.num_forwards} forward passes, {output.guarantee}")
 

@@ -40,20 +40,20 @@ def written(*arguments: str) -> dict[str, object]:
 
 
 def test_generate_shows_the_text_and_what_it_cost() -> None:
-    result = generate("-p", PROMPT, "--policy", "static")
+    result = generate("-p", PROMPT, "--strategy", "static")
     assert result.exit_code == 0
-    assert result.stdout == str(written("-p", PROMPT, "--policy", "static")["text"]) + "\n"
+    assert result.stdout == str(written("-p", PROMPT, "--strategy", "static")["text"]) + "\n"
     assert re.search(r"8 tokens in 8 forwards.*static.*exact, seed 1", result.stderr)
 
 
 def test_exact_writes_the_reference_and_says_so() -> None:
-    reference, exact = (written("-p", PROMPT, "--policy", name) for name in ("static", "exact"))
+    reference, exact = (written("-p", PROMPT, "--strategy", name) for name in ("static", "exact"))
     assert exact["token_ids"] == reference["token_ids"]
     assert exact["guarantee"] == "exact"
     assert exact["stats"]["num_forwards"] <= 8 == exact["stats"]["num_steps"]
 
 
-def test_the_default_policy_is_auto() -> None:
+def test_the_default_strategy_is_auto() -> None:
     assert "auto" in str(written("-p", PROMPT)["strategy"])
     assert written("-p", PROMPT)["guarantee"] == "approximate"
 
@@ -61,7 +61,7 @@ def test_the_default_policy_is_auto() -> None:
 def test_several_prompts_and_a_trace(tmp_path: Path) -> None:
     place = tmp_path / "trace.jsonl"
     result = generate(
-        "-p", PROMPT, "-p", "def f(x):", "--policy", "threshold:0.3", "--batch", "2", "--trace", str(place)
+        "-p", PROMPT, "-p", "def f(x):", "--strategy", "threshold:0.3", "--batch", "2", "--trace", str(place)
     )
     assert result.exit_code == 0
     assert result.stderr.count("--- prompt") == 2
@@ -77,7 +77,7 @@ def test_constraints_hold(tmp_path: Path) -> None:
     assert re.fullmatch("[0-9]+", str(written("-p", PROMPT, "--regex", "[0-9]+")["text"]))
     schema = tmp_path / "schema.json"
     schema.write_text('{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}')
-    text = str(written("-p", PROMPT, "--json-schema", str(schema), "--policy", "threshold:0.1")["text"])
+    text = str(written("-p", PROMPT, "--json-schema", str(schema), "--strategy", "threshold:0.1")["text"])
     assert isinstance(json.loads(text)["n"], int)
     grammar = tmp_path / "pairs.lark"
     grammar.write_text('start: "(" start ")" | "x"\n')
@@ -88,13 +88,13 @@ def test_constraints_hold(tmp_path: Path) -> None:
 
 def test_infill_keeps_what_stands_around_the_gap() -> None:
     result = run(
-        "infill", "demo-diffusion", "def f(x):<gap:6> return y", *SMALL, "--policy", "static", "--json"
+        "infill", "demo-diffusion", "def f(x):<gap:6> return y", *SMALL, "--strategy", "static", "--json"
     )
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
     [gap] = found["gaps"]
     assert found["text"] == f"def f(x):{gap} return y"
-    shown = run("infill", "demo-diffusion", "def f(x):<gap:6> return y", *SMALL, "--policy", "static")
+    shown = run("infill", "demo-diffusion", "def f(x):<gap:6> return y", *SMALL, "--strategy", "static")
     assert shown.stdout == found["text"] + "\n"
 
 
@@ -173,14 +173,15 @@ def test_parallelbench_prints_and_draws(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["--policy", "fast"], ["'fast' is no part"]),
-        (["--policy", "static+blocks:3"], ["blocks:3", "6 or 9"]),
+        (["--strategy", "fast"], ["'fast' is no part"]),
+        (["--policy", "static"], ["--policy is for autoregressive models, see --strategy"]),
+        (["--strategy", "static+blocks:3"], ["blocks:3", "6 or 9"]),
         (["--drafter", "auto"], ["--drafter is for autoregressive models"]),
         (["--regex", "a{99}"], ["8"]),
         (["--regex", "("], ["not a regular expression"]),
         (["--regex", "a", "--grammar", "x"], ["one of"]),
-        (["--policy", "learn2pd"], ["--filter"]),
-        (["--policy", "guided"], ["--guide"]),
+        (["--strategy", "learn2pd"], ["--filter"]),
+        (["--strategy", "guided"], ["--guide"]),
         (["--spec", "mask_id=99999"], ["99999"]),
         (["--spec", "mask=1"], ["mask_id"]),
         (["--max-new-tokens", "4096"], ["2048"]),

@@ -109,7 +109,7 @@ def test_the_strategy_of_users_who_name_none_writes_with_it():
     assert output.guarantee == "approximate"
     assert "entropy-bound+temperature+stable" in output.strategy
     with pytest.raises(ConfigError, match=r"renoise.stable"):
-        lm.generate(PROMPT, SamplingParams(max_new_tokens=CANVAS), policy="exact")
+        lm.generate(PROMPT, SamplingParams(max_new_tokens=CANVAS), strategy="exact")
 
 
 def test_a_batch_writes_what_each_text_would_alone():

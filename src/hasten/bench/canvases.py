@@ -173,7 +173,8 @@ class CanvasBenchmark:
     def _check(self, method: str, asked: list[CanvasPrompt]) -> Strategy:
         prompts = [one.prompt for one in asked]
         found = [
-            self.model.check(prompts, self._params(size), policy=method) for size in self.config.canvas_sizes
+            self.model.check(prompts, self._params(size), strategy=method)
+            for size in self.config.canvas_sizes
         ]
         return found[0][0]
 
@@ -189,7 +190,7 @@ class CanvasBenchmark:
 
     def _write(self, asked: CanvasPrompt, size: int, method: str, place: int = 0) -> Result:
         start = time.perf_counter()
-        [output] = self.model.generate_all([asked.prompt], self._params(size, place), policy=method)
+        [output] = self.model.generate_all([asked.prompt], self._params(size, place), strategy=method)
         return Result(asked, size, method, output, time.perf_counter() - start)
 
 
@@ -282,7 +283,7 @@ def expand_methods(
     for name in ALL_METHODS:
         try:
             for size in canvas_sizes:
-                model.check([[0]], SamplingParams(max_new_tokens=size), policy=name)
+                model.check([[0]], SamplingParams(max_new_tokens=size), strategy=name)
         except ConfigError as problem:
             say(f"left out: {problem}")
         else:

@@ -88,7 +88,7 @@ def write_canvases(
     prompts: list[str] | Path,
     params: SamplingParams,
     *,
-    policy: str | None,
+    strategy: str,
     batch: int,
     as_json: bool,
     trace: Path | None,
@@ -96,7 +96,7 @@ def write_canvases(
     """Texts after prompts; a single one is shown while it is written."""
     if isinstance(prompts, Path):
         prompts = read_prompts(prompts, model.tokenizer, model.denoiser.vocab_size)
-    arguments: dict[str, Any] = {"policy": policy or "auto", "constraint": rules.constraint(model.tokenizer)}
+    arguments: dict[str, Any] = {"strategy": strategy, "constraint": rules.constraint(model.tokenizer)}
     with traced(trace, model) as tracer:
         if len(prompts) == 1 and not as_json:
             show(model, model.stream(prompts[0], params, trace=tracer, **arguments))

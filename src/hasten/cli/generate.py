@@ -36,7 +36,16 @@ _ONLY_AUTOREGRESSIVE = {
     "draft_device",
     "draft_vocab",
 }
-_ONLY_DIFFUSION = {"spec", "regex", "json_schema", "grammar", "guide", "filter_file", "joint_sampler"}
+_ONLY_DIFFUSION = {
+    "strategy",
+    "spec",
+    "regex",
+    "json_schema",
+    "grammar",
+    "guide",
+    "filter_file",
+    "joint_sampler",
+}
 
 
 def generate(
@@ -56,7 +65,8 @@ def generate(
     stop: options.Stop = None,
     drafter: options.DrafterName = "auto",
     num_draft_tokens: options.NumDraftTokens = None,
-    policy: options.AnyPolicyName = None,
+    policy: options.PolicyName = "cost",
+    strategy: options.StrategyName = "auto",
     verify: options.VerifyName = "follow",
     batch: Annotated[int, typer.Option(help="How many prompts are written side by side.")] = 1,
     as_json: Annotated[
@@ -97,11 +107,13 @@ def generate(
         raise PromptError("give either --prompt TEXT or --file FILE")
     if is_denoiser(model, spec):
         options.require_default(context, _ONLY_AUTOREGRESSIVE, "is for autoregressive models", model)
+        # Until 0.1 --policy named the strategy of a diffusion model.
+        options.require_default(context, {"policy"}, "is for autoregressive models, see --strategy", model)
         diffusion = DiffusionChoice(model, dtype, device, spec, guide, filter_file, joint_sampler).load()
         rules = ConstraintChoice(regex, json_schema, grammar)
         asked = file if file is not None else list(prompt or [])
         write_canvases(
-            diffusion, rules, asked, params, policy=policy, batch=batch, as_json=as_json, trace=trace
+            diffusion, rules, asked, params, strategy=strategy, batch=batch, as_json=as_json, trace=trace
         )
         return
     options.require_default(context, _ONLY_DIFFUSION, "is for diffusion models", model)
@@ -119,7 +131,7 @@ def generate(
     if file:
         prompts = read_prompts(file, language_model.tokenizer, language_model.target.vocab_size)
     with _saved_store(language_model, store), _open_trace(trace, language_model) as tracer:
-        arguments: dict[str, Any] = {"num_draft_tokens": num_draft_tokens, "policy": policy or "cost"}
+        arguments: dict[str, Any] = {"num_draft_tokens": num_draft_tokens, "policy": policy}
         arguments |= {"verify": verify, "trace": tracer}
         if len(prompts) == 1 and not as_json:
             _stream(language_model, prompts[0], params, arguments)

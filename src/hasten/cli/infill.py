@@ -23,9 +23,7 @@ def infill(
         ),
     ],
     *,
-    policy: Annotated[
-        str, typer.Option(help="auto, exact, or parts such as threshold:0.9/dual; see `hasten systems`.")
-    ] = "auto",
+    strategy: options.StrategyName = "auto",
     temperature: options.Temperature = 0.0,
     top_p: options.TopP = 1.0,
     top_k: options.TopK = None,
@@ -53,10 +51,10 @@ def infill(
     constraint = ConstraintChoice(regex).constraint(diffusion.tokenizer)
     with traced(trace, diffusion) as tracer:
         if as_json:
-            output = diffusion.infill(pieces, params, policy=policy, constraint=constraint, trace=tracer)
+            output = diffusion.infill(pieces, params, strategy=strategy, constraint=constraint, trace=tracer)
             print_json(as_dict(template, output))
         else:
             show(
                 diffusion,
-                diffusion.stream(pieces, params, policy=policy, constraint=constraint, trace=tracer),
+                diffusion.stream(pieces, params, strategy=strategy, constraint=constraint, trace=tracer),
             )

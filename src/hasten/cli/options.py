@@ -45,13 +45,12 @@ PolicyName = Annotated[
     str,
     typer.Option("--policy", help="How much to draft: cost (what pays), or the batch rules ems and bass."),
 ]
-AnyPolicyName = Annotated[
-    str | None,
+StrategyName = Annotated[
+    str,
     typer.Option(
-        "--policy",
-        help="How much to draft: cost (the default), ems or bass. Of a diffusion model: auto (the default), "
-        "exact, or parts such as threshold:0.9+credit/dual; see `hasten systems`.",
-        show_default=False,
+        "--strategy",
+        help="How a diffusion model writes: auto, exact, or parts such as threshold:0.9+credit/dual; see "
+        "`hasten systems`.",
     ),
 ]
 Spec = Annotated[
@@ -66,13 +65,13 @@ Grammar = Annotated[
     Path | None, typer.Option(help="The text shall be in the grammar of this Lark file. Diffusion models.")
 ]
 Guide = Annotated[
-    str | None, typer.Option(metavar="MODEL", help="An autoregressive model for --policy guided.")
+    str | None, typer.Option(metavar="MODEL", help="An autoregressive model for --strategy guided.")
 ]
 FilterFile = Annotated[
-    Path | None, typer.Option("--filter", help="A file of `hasten train filter`, for --policy learn2pd.")
+    Path | None, typer.Option("--filter", help="A file of `hasten train filter`, for --strategy learn2pd.")
 ]
 JointSampler = Annotated[
-    Path | None, typer.Option(help="A file of `hasten train joint`, for --policy joint.")
+    Path | None, typer.Option(help="A file of `hasten train joint`, for --strategy joint.")
 ]
 VerifyName = Annotated[
     str,

@@ -39,7 +39,7 @@ def train_filter(
     spec: Spec = None,
     seed: Annotated[int, typer.Option(help="Of prompts and weights.")] = 0,
 ) -> None:
-    """Train a filter on texts that the model writes, for the policy learn2pd (Learn2PD)."""
+    """Train a filter on texts that the model writes, for the selector learn2pd (Learn2PD)."""
     from hasten.diffusion.confidence_filter import FILTER_FILE, save_filter
     from hasten.diffusion.trained import denoiser_fingerprint
     from hasten.training.confidence_filter import ACCEPT_LEVELS, FilterTraining, train_confidence_filter
@@ -61,6 +61,6 @@ def train_filter(
         f"{metrics['oracle_forwards']:.1f} if every right candidate were written"
     )
     typer.echo(
-        f"{output}; try: hasten generate {shlex.quote(model)} --policy learn2pd --filter "
+        f"{output}; try: hasten generate {shlex.quote(model)} --strategy learn2pd --filter "
         f"{shlex.quote(str(output))}; as {FILTER_FILE} in the model's folder it is used without --filter"
     )

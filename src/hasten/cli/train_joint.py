@@ -40,7 +40,7 @@ def train_joint(
     spec: Spec = None,
     seed: Annotated[int, typer.Option(help="Of prompts, texts and steps.")] = 0,
 ) -> None:
-    """Train a one-layer sampler on texts that the model writes, for the policy joint (ADJUST)."""
+    """Train a one-layer sampler on texts that the model writes, for the selector joint (ADJUST)."""
     from hasten.diffusion.denoisers.joint_sampler import JointSampler
     from hasten.diffusion.sampler_file import save_sampler
     from hasten.diffusion.trained import denoiser_fingerprint
@@ -61,6 +61,6 @@ def train_joint(
         f"trained on, where the first prediction for all tokens is {metrics['untrained_divergence']:.4f} off"
     )
     typer.echo(
-        f"try: hasten generate {shlex.quote(model)} --policy joint:{unroll + 1} --joint-sampler "
+        f"try: hasten generate {shlex.quote(model)} --strategy joint:{unroll + 1} --joint-sampler "
         f"{shlex.quote(str(output))}"
     )

@@ -142,7 +142,7 @@ class DiffusionModel:
         prompts: Text | AbstractSequence[Text],
         params: SamplingParams | None = None,
         *,
-        policy: str | Strategy = "auto",
+        strategy: str | Strategy = "auto",
         constraint: Constraint | None = None,
         batch_size: int = 16,
         trace: Trace | None = None,
@@ -152,7 +152,7 @@ class DiffusionModel:
         Args:
             prompts: texts, or token ids. A text that spells the mask token is read as ordinary characters.
             params: ``max_new_tokens`` is the size of the canvas. Stop strings cut the finished text.
-            policy: "auto"; "exact", the text of the reference in fewer passes; a line such as
+            strategy: "auto"; "exact", the text of the reference in fewer passes; a line such as
                 "threshold:0.8+credit/dual", see ``hasten systems``; or a Strategy.
             constraint: a language that every text shall be in, see ``hasten.constraints``.
             batch_size: how many canvases are written side by side. No text depends on it.
@@ -163,7 +163,7 @@ class DiffusionModel:
             GenerationInterrupted: by Ctrl-C, with what was written.
         """
         several, is_single = read_prompts(prompts, getattr(self.tokenizer, "pad_token_id", None))
-        arguments: dict[str, Any] = {"policy": policy, "constraint": constraint}
+        arguments: dict[str, Any] = {"strategy": strategy, "constraint": constraint}
         outputs = self.generate_all(several, params, batch_size=batch_size, trace=trace, **arguments)
         return answer(outputs, is_single=is_single)
 
@@ -172,13 +172,13 @@ class DiffusionModel:
         prompts: AbstractSequence[Text],
         params: SamplingParams | None = None,
         *,
-        policy: str | Strategy = "auto",
+        strategy: str | Strategy = "auto",
         constraint: Constraint | None = None,
         batch_size: int = 16,
         trace: Trace | None = None,
     ) -> list[DiffusionOutput]:
         """``generate`` for a list of prompts, always with a list of outputs."""
-        jobs = self._jobs(prompts, sampling_params(params), policy, constraint)
+        jobs = self._jobs(prompts, sampling_params(params), strategy, constraint)
         return self._run(jobs, batch_size, trace)
 
     def check(
@@ -186,11 +186,11 @@ class DiffusionModel:
         prompts: AbstractSequence[Text | Template],
         params: SamplingParams | None = None,
         *,
-        policy: str | Strategy = "auto",
+        strategy: str | Strategy = "auto",
         constraint: Constraint | None = None,
     ) -> list[Strategy]:
         """The strategy of each text. Raises what ``generate`` would raise before its first forward pass."""
-        jobs = self._jobs(prompts, sampling_params(params), policy, constraint)
+        jobs = self._jobs(prompts, sampling_params(params), strategy, constraint)
         return [job.writing.strategy for job in jobs]
 
     def infill(
@@ -198,7 +198,7 @@ class DiffusionModel:
         template: str | Template,
         params: SamplingParams | None = None,
         *,
-        policy: str | Strategy = "auto",
+        strategy: str | Strategy = "auto",
         constraint: Constraint | None = None,
         trace: Trace | None = None,
     ) -> DiffusionOutput:
@@ -206,14 +206,14 @@ class DiffusionModel:
 
         Args:
             template: a text such as "def f(x):<gap:20>return y", or a list of texts and ``Gap``s.
-            params, policy, constraint, trace: as for ``generate``; ``max_new_tokens`` does not count.
+            params, strategy, constraint, trace: as for ``generate``; ``max_new_tokens`` does not count.
                 Each gap's text shall be in the constraint's language, filling the gap.
 
         Raises as ``generate``; PromptError for a template without a gap.
         """
         params = sampling_params(params)
         require_one_sample(params, "infilled at once", "call infill once a sample")
-        [job] = self._jobs([_pieces(template)], params, policy, constraint)
+        [job] = self._jobs([_pieces(template)], params, strategy, constraint)
         [output] = self._run([job], 1, trace)
         return output
 
@@ -222,7 +222,7 @@ class DiffusionModel:
         prompt: Text | Template,
         params: SamplingParams | None = None,
         *,
-        policy: str | Strategy = "auto",
+        strategy: str | Strategy = "auto",
         constraint: Constraint | None = None,
         trace: Trace | None = None,
     ) -> Iterator[Snapshot]:
@@ -232,7 +232,7 @@ class DiffusionModel:
         """
         params = sampling_params(params)
         require_one_sample(params, "streamed", "use generate, or one stream a sample")
-        [job] = self._jobs([prompt], params, policy, constraint)
+        [job] = self._jobs([prompt], params, strategy, constraint)
         return self._stream(job, trace)
 
     def _stream(self, job: _Job, trace: Trace | None) -> Iterator[Snapshot]:
@@ -261,13 +261,13 @@ class DiffusionModel:
         self,
         prompts: AbstractSequence[Any],
         params: SamplingParams,
-        policy: str | Strategy,
+        strategy: str | Strategy,
         constraint: Constraint | None,
     ) -> list[_Job]:
         """Everything that can be wrong is found here, before the first forward pass."""
-        return [self._job(asked, policy, constraint) for asked in asked_texts(prompts, params)]
+        return [self._job(asked, strategy, constraint) for asked in asked_texts(prompts, params)]
 
-    def _job(self, asked: Asked[Any], policy: str | Strategy, constraint: Constraint | None) -> _Job:
+    def _job(self, asked: Asked[Any], wanted: str | Strategy, constraint: Constraint | None) -> _Job:
         spec, vocab_size = self.denoiser.spec, self.denoiser.vocab_size
         noise = noise_source(spec, vocab_size, asked.seed, asked.sample)
         gaps: list[Block] = []
@@ -275,7 +275,7 @@ class DiffusionModel:
             canvas, gaps = self.reader.with_gaps(asked.prompt, noise)
         else:
             canvas = self.reader.after(asked.prompt, asked.params.max_new_tokens, noise)
-        strategy = self._strategy(policy, canvas).constrained(constraint)
+        strategy = self._strategy(wanted, canvas).constrained(constraint)
         if gaps and spec.eos_ids and constraint is None:  # which would not let a gap end early either
             no_eos = NoEos(eos_ids=spec.eos_ids)
             strategy = replace(strategy, transforms=(*strategy.transforms, no_eos))
@@ -291,14 +291,14 @@ class DiffusionModel:
         stops = stop_token_ids(asked.params, self.tokenizer, vocab_size, own_stops)
         return _Job(writing, asked.params, asked.seed, gaps, stops)
 
-    def _strategy(self, policy: str | Strategy, canvas: Canvas) -> Strategy:
-        if isinstance(policy, Strategy):
-            return policy
-        if policy == "auto":
+    def _strategy(self, wanted: str | Strategy, canvas: Canvas) -> Strategy:
+        if isinstance(wanted, Strategy):
+            return wanted
+        if wanted == "auto":
             return auto_strategy(self.denoiser.spec, canvas)
-        if policy == "exact":
+        if wanted == "exact":
             return exact_strategy(self.denoiser.spec, canvas)
-        return parse_strategy(policy, self.denoiser.spec, self.helpers)
+        return parse_strategy(wanted, self.denoiser.spec, self.helpers)
 
     def _output(self, job: _Job) -> DiffusionOutput:
         canvas, strategy = job.writing.canvas, job.writing.strategy

@@ -95,7 +95,7 @@ def _single(found: list[PartKind], what: str) -> PartKind | None:
 def _make(text: str, table: Mapping[str, type[Policy]], helpers: Helpers) -> Policy:
     name, _, values = text.partition(":")
     if name not in table:
-        raise ConfigError(f"{name!r} is no part of a policy here; choose {', '.join(sorted(table))}")
+        raise ConfigError(f"{name!r} is no part of a strategy here; choose {', '.join(sorted(table))}")
     kind = table[name]
     return kind.make(helpers, **_values(kind, name, values))
 

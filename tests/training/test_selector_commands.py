@@ -1,4 +1,4 @@
-"""`hasten train filter` and `hasten train joint`, and the policies that use what they made."""
+"""`hasten train filter` and `hasten train joint`, and the selectors that use what they made."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def written(model, *arguments):
 
 def test_a_filter_is_trained_and_used(model, prompts, tmp_path):
     file = tmp_path / "filter.safetensors"
-    refused = run("generate", model, "-p", PROMPT, "--policy", "learn2pd")
+    refused = run("generate", model, "-p", PROMPT, "--strategy", "learn2pd")
     assert refused.exit_code == 2
     assert "hasten train filter" in refused.stderr
 
@@ -67,22 +67,22 @@ def test_a_filter_is_trained_and_used(model, prompts, tmp_path):
     trained = run("train", "filter", model, *options)
     assert trained.exit_code == 0, trained.output
     assert "accepting above 0.96: " in trained.stdout
-    assert "--policy learn2pd" in trained.stdout
+    assert "--strategy learn2pd" in trained.stdout
 
-    with_file = run("generate", model, "-p", PROMPT, "--policy", "learn2pd", "--filter", prompts)
+    with_file = run("generate", model, "-p", PROMPT, "--strategy", "learn2pd", "--filter", prompts)
     assert with_file.exit_code == 2
     assert "is not readable" in with_file.stderr
 
-    strict = written(model, "--policy", "learn2pd:1.0", "--filter", file)
-    assert strict["text"] == written(model, "--policy", "static+blocks:4")["text"]
-    assert written(model, "--policy", "learn2pd:0.0", "--filter", file)["stats"]["num_forwards"] == 2
+    strict = written(model, "--strategy", "learn2pd:1.0", "--filter", file)
+    assert strict["text"] == written(model, "--strategy", "static+blocks:4")["text"]
+    assert written(model, "--strategy", "learn2pd:0.0", "--filter", file)["stats"]["num_forwards"] == 2
 
     shutil.copy(file, model / FILTER_FILE)
     try:
-        assert written(model, "--policy", "learn2pd:0.0")["stats"]["num_forwards"] == 2
+        assert written(model, "--strategy", "learn2pd:0.0")["stats"]["num_forwards"] == 2
         (model / FILTER_FILE).write_bytes(b"nothing")
-        assert run("generate", model, "-p", PROMPT, "--policy", "learn2pd").exit_code == 2
-        assert written(model, "--policy", "static+blocks:4")["text"] == strict["text"]
+        assert run("generate", model, "-p", PROMPT, "--strategy", "learn2pd").exit_code == 2
+        assert written(model, "--strategy", "static+blocks:4")["text"] == strict["text"]
     finally:
         (model / FILTER_FILE).unlink()
 
@@ -94,14 +94,14 @@ def test_a_joint_sampler_is_trained_and_used(model, tmp_path):
     trained = run("train", "joint", model, *options)
     assert trained.exit_code == 0, trained.output
     assert "nats from the model's" in trained.stdout
-    assert "--policy joint:4 --joint-sampler" in trained.stdout
+    assert "--strategy joint:4 --joint-sampler" in trained.stdout
 
-    found = written(model, "--policy", "joint:4", "--joint-sampler", file)
+    found = written(model, "--strategy", "joint:4", "--joint-sampler", file)
     assert found["stats"]["num_forwards"] == 2
     assert found["guarantee"] == "approximate"
-    exact = written(model, "--policy", "static+adjust:4", "--joint-sampler", file)
+    exact = written(model, "--strategy", "static+adjust:4", "--joint-sampler", file)
     assert exact["guarantee"] == "exact"
-    assert exact["text"] == written(model, "--policy", "static")["text"]
+    assert exact["text"] == written(model, "--strategy", "static")["text"]
 
 
 @pytest.mark.parametrize("command", ["filter", "joint"])
