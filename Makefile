@@ -8,7 +8,7 @@ DATA ?= ../shared/data/prompts
 REAL ?= out/real
 MODELS ?=
 
-.PHONY: demo demo-real real test test-fast test-all check imports bench clean
+.PHONY: demo demo-real real test test-fast test-all check imports docs bench clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hasten needs Python 3.11 or newer; try make PYTHON=python3.11")'
@@ -54,6 +54,12 @@ check: $(READY)
 # Modules, folders, the arrows between them, and what imports itself in a circle.
 imports: $(READY)
 	$(BIN)/python tests/import_graph.py
+
+# The site in out/site: guides and the reference, which is made of docstrings.
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt mkdocs-material "mkdocstrings[python]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo out/site/index.html
 
 bench: $(READY)
 	HASTEN=$(BIN)/hasten bench/run.sh $(DATA) out/bench

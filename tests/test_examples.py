@@ -1,8 +1,9 @@
-"""Every example and every Python block of the README runs, and says what it is there to say."""
+"""Every example, and every Python block of README and guides, runs and says what it is there to say."""
 
 from __future__ import annotations
 
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -54,16 +55,30 @@ def test_example(name: str) -> None:
     assert re.search(EXAMPLES[name], run_python(str(path)))
 
 
-def readme_blocks() -> list[str]:
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8") if readme.exists() else ""
+PAGES = ("README.md", "docs/index.md", "docs/serving.md", "docs/extending.md")
+
+
+def python_blocks(page: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
     return re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
-def test_readme_has_python_to_run() -> None:
-    assert readme_blocks(), "README.md has no ```python block"
+BLOCKS = {f"{page}-{number}": block for page in PAGES for number, block in enumerate(python_blocks(page))}
 
 
-@pytest.mark.parametrize("number", range(len(readme_blocks())))
-def test_readme_block(number: int, tmp_path: Path) -> None:
-    assert run_python("-c", readme_blocks()[number], folder=tmp_path).strip()
+def test_every_page_has_python_to_run() -> None:
+    assert {name.rpartition("-")[0] for name in BLOCKS} == set(PAGES)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_block(name: str, tmp_path: Path) -> None:
+    assert run_python("-c", BLOCKS[name], folder=tmp_path).strip()
+
+
+def test_every_page_is_in_the_navigation_and_every_name_of_the_reference_is_there() -> None:
+    navigation = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8")))
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert navigation == pages
+    for page in (ROOT / "docs" / "api").glob("*.md"):
+        for name in re.findall(r"^::: (\S+)", page.read_text(encoding="utf-8"), flags=re.MULTILINE):
+            assert pkgutil.resolve_name(name) is not None

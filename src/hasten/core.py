@@ -109,13 +109,13 @@ class Drafting:
     """Who drafts for a text, how much of it is verified, and by which rule.
 
     Names and objects are those of ``hasten.LanguageModel.generate``: a drafter by name, as an object, or None
-    for the model's default; a rule by name or as a Verifier; a policy by name, or a fixed number of tokens in
-    its place.
+    for the model's default; a rule by name or as a Verifier; a policy by name or as an object, or a fixed
+    number of tokens in its place.
     """
 
     drafter: Any = None
     verify: Any = "follow"
-    policy: str = "cost"
+    policy: Any = "cost"
     num_draft_tokens: int | None = None
 
 

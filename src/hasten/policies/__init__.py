@@ -23,13 +23,16 @@ POLICIES: dict[str, Callable[[ForwardCost], DraftPolicy]] = {
 SYSTEMS: tuple[System, ...] = (EMS_SYSTEM, BASS_SYSTEM)
 
 
-def check_policy(name: str, num_draft_tokens: int | None) -> None:
+def check_policy(policy: str | DraftPolicy, num_draft_tokens: int | None) -> None:
     """Raises ConfigError for an unknown policy, or one that would compete with a fixed size."""
-    if not isinstance(name, str) or name not in POLICIES:
-        raise ConfigError(f"policy={name!r} is unknown; choose {', '.join(POLICIES)}")
-    if num_draft_tokens is not None and name != "cost":
+    is_known = policy in POLICIES if isinstance(policy, str) else hasattr(policy, "budget")
+    if not is_known:
         raise ConfigError(
-            f"num_draft_tokens={num_draft_tokens} fixes the size that policy={name!r} would choose; "
+            f"policy={policy!r} is unknown; choose {', '.join(POLICIES)}, or give a DraftPolicy of your own"
+        )
+    if num_draft_tokens is not None and policy != "cost":
+        raise ConfigError(
+            f"num_draft_tokens={num_draft_tokens} fixes the size that policy={policy!r} would choose; "
             "give one of them"
         )
 

@@ -168,7 +168,7 @@ class LanguageModel:
         *,
         drafter: str | Drafter | None = None,
         num_draft_tokens: int | None = None,
-        policy: str = "cost",
+        policy: str | DraftPolicy = "cost",
         verify: str | Verifier = "follow",
         decoder_prompt: str | AbstractSequence[int] | None = None,
         batch_size: int = 16,
@@ -183,7 +183,8 @@ class LanguageModel:
                 as it would be alone.
             drafter: "auto", "off" (plain decoding), a system's name, several joined by "+", or an object.
             num_draft_tokens: a fixed tree size; None lets the policy choose.
-            policy: "cost" drafts what pays on this machine; "ems" and "bass" are published rules for batches.
+            policy: "cost" drafts what pays on this machine; "ems" and "bass" are published rules for batches;
+                or a DraftPolicy of your own.
             verify: "follow" writes the text of plain decoding. By name only: "traversal", "block",
                 "residual", "k-sequential" and others (``hasten.verify.VERIFIERS``) write texts of its law,
                 with drafts weighed by the law they were drawn from, and "fastest" chooses among them;
@@ -222,7 +223,7 @@ class LanguageModel:
         *,
         drafter: str | Drafter | None = None,
         num_draft_tokens: int | None = None,
-        policy: str = "cost",
+        policy: str | DraftPolicy = "cost",
         verify: str | Verifier = "follow",
         decoder_prompt: str | AbstractSequence[int] | None = None,
         trace: Trace | None = None,
@@ -344,6 +345,9 @@ class LanguageModel:
 
     def _policy(self, drafter: Drafter, drafting: Drafting) -> DraftPolicy:
         """What it learnt of this drafter goes on from call to call, whatever the size of the batch."""
+        if not isinstance(drafting.policy, str):
+            own: DraftPolicy = drafting.policy
+            return own
         if drafting.num_draft_tokens is not None or drafter.name == "off":
             size = drafting.num_draft_tokens or 0
             if size not in self._fixed_sizes:
