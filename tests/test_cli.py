@@ -96,6 +96,40 @@ def test_generate_stops_at_a_string(expected: Any) -> None:
     assert json.loads(result.stdout)["text"] == expected.text.split(word)[0]
 
 
+def test_generate_takes_all_that_sampling_params_take(demo: LanguageModel) -> None:
+    """Every field has an option, and what it says arrives."""
+    params = hasten.SamplingParams(
+        max_new_tokens=8,
+        temperature=0.8,
+        top_k=50,
+        top_p=0.95,
+        min_p=0.01,
+        typical_p=0.9,
+        seed=3,
+        repetition_penalty=1.2,
+        frequency_penalty=0.5,
+        presence_penalty=-0.5,
+        logit_bias={262: 2.0, 14: float("-inf")},
+        min_tokens=3,
+        stop_token_ids=(7, 9),
+        ignore_eos=True,
+        logprobs=2,
+        stop=("the end",),
+    )
+    plain = hasten.SamplingParams()
+    others = {"n", "logits_processors"}
+    assert {name for name in plain.__slots__ if getattr(params, name) == getattr(plain, name)} == others
+    options = ["--temperature", "0.8", "--top-k", "50", "--top-p", "0.95", "--min-p", "0.01", "--seed", "3"]
+    options += ["--typical-p", "0.9", "--repetition-penalty", "1.2", "--frequency-penalty", "0.5"]
+    options += ["--presence-penalty", "-0.5", "--logit-bias", "262=2", "--logit-bias", "14=-inf"]
+    options += ["--min-tokens", "3", "--stop-token-id", "7", "--stop-token-id", "9", "--ignore-eos"]
+    result = generate("-p", PROMPT, "--json", "--logprobs", "2", "--stop", "the end", *options)
+    found, output = json.loads(result.stdout), demo.generate(PROMPT, params)
+    assert found["token_ids"] == output.token_ids
+    assert [each["token_id"] for each in found["logprobs"]] == output.token_ids
+    assert [len(each["top"]) for each in found["logprobs"]] == [2] * len(output.token_ids)
+
+
 def test_sampling_can_be_repeated() -> None:
     options = ["-p", PROMPT, "--temperature", "0.9", "--top-k", "40", "--top-p", "0.9", "--min-p", "0.01"]
     texts = [generate(*options, "--seed", "5", "--drafter", name).stdout for name in ("auto", "off")]
@@ -167,6 +201,9 @@ def test_mistakes_in_generate(tmp_path: Path) -> None:
     require_error(generate("-p", "x", "--file", "y"), "--prompt")
     require_error(generate("--file", str(tmp_path / "no.txt")), "cannot read")
     require_error(generate("-p", "x", "--temperature", "-1"), "temperature=-1")
+    require_error(generate("-p", "x", "--logit-bias", "5:2"), "--logit-bias '5:2'", "42=-1.5")
+    require_error(generate("-p", "x", "--logprobs", "2"), "--logprobs 2", "--json")
+    require_error(generate("-p", "x", "--min-tokens", "9"), "min_tokens=9", "max_new_tokens=8")
     require_error(generate("-p", "word " * 3000), "the context holds 2048")
     require_error(run("generate", "demo", "-p", "x", "--dtype", "float16", "--device", "cpu"), "float16")
 

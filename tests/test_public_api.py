@@ -27,6 +27,7 @@ PUBLIC = [
     "PromptError",
     "SamplingParams",
     "StoreError",
+    "TokenLogprob",
     "accelerate",
     "custom_generate",
     "load",

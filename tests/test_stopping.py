@@ -49,6 +49,16 @@ def pieces_of(stream, token_ids):
     return [*shown, stream.finish()]
 
 
+@given(st.lists(st.integers(0, len(WORDS) - 1)), st.integers(0, 6))
+def test_stop_strings_count_behind_the_text_of_the_first_tokens(token_ids, min_tokens):
+    stops = ["ab", "bab", "c"]
+    head = words(token_ids[:min_tokens])
+    shown = pieces_of(TextStream(SPOKEN, stops, min_tokens), token_ids)
+    behind = pieces_of(TextStream(SPOKEN, stops), token_ids[min_tokens:])
+    assert "".join(shown) == head + "".join(behind)
+    assert "".join(shown[:min_tokens]) == head
+
+
 @given(st.lists(st.integers(0, len(WORDS) - 1)), st.lists(st.sampled_from(["ab", "bab", "aab", "ca", "c"])))
 def test_pieces_add_up_to_the_text_before_the_first_stop_string(token_ids, stops):
     stream = TextStream(SPOKEN, stops)

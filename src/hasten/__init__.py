@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from hasten.core import DecodeStats, SamplingParams
+from hasten.core import DecodeStats, SamplingParams, TokenLogprob
 from hasten.errors import (
     ConfigError,
     GenerationInterrupted,
@@ -53,6 +53,7 @@ __all__ = [
     "PromptError",
     "SamplingParams",
     "StoreError",
+    "TokenLogprob",
     "accelerate",
     "custom_generate",
     "load",

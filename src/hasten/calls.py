@@ -63,15 +63,17 @@ def stop_token_ids(
 ) -> frozenset[int]:
     """The caller's, special tokens among the stop strings, and the model's ``own`` where they count.
 
-    Raises ConfigError for a stop that no text could ever reach, and for stop strings without a tokenizer.
+    Raises ConfigError for a stop or a biased token that no text could ever hold, and for stop strings without
+    a tokenizer.
     """
     if params.stop_strings and tokenizer is None:
         raise ConfigError("stop strings need a tokenizer; use stop_token_ids, or load with tokenizer=")
-    for token_id in params.stop_token_ids:
-        if token_id >= vocab_size:
+    for name, token_ids in (("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias)):
+        outside = next((token_id for token_id in token_ids if token_id >= vocab_size), None)
+        if outside is not None:
             raise ConfigError(
-                f"stop_token_ids={list(params.stop_token_ids)} cannot work: {token_id} is outside the "
-                f"vocabulary of {vocab_size} tokens, so no text would ever end there; leave it out"
+                f"{name}={list(token_ids)} cannot work: {outside} is outside the vocabulary of {vocab_size} "
+                "tokens, so no text would ever hold it; leave it out"
             )
     special = special_stops(tokenizer, params.stop_strings) if params.stop_strings else frozenset()
     return frozenset(() if params.ignore_eos else own) | special | frozenset(params.stop_token_ids)

@@ -13,22 +13,23 @@ Glossary (used in names, docs and reports)
 from __future__ import annotations
 
 import copy
-import secrets
 from collections import Counter
 from collections.abc import Callable, Sequence as AbstractSequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from hasten import values
 from hasten.errors import ConfigError
+from hasten.params import (
+    LogitsProcessor as LogitsProcessor,  # noqa: PLC0414
+    SamplingParams as SamplingParams,  # noqa: PLC0414
+    prompt_seeds as prompt_seeds,  # noqa: PLC0414
+    sampling_params as sampling_params,  # noqa: PLC0414
+)
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
-
-LogitsProcessor = Callable[..., Any]
-"""As in transformers: (input_ids [1, tokens], scores [1, vocab]) -> scores [1, vocab]."""
 
 SPEC_FILE = "denoiser_spec.json"
 """Beside the weights of a denoiser: what it was trained for."""
@@ -40,68 +41,6 @@ Proposals = Literal["coupled", "distinct", "independent", "chosen"]
 target draws that position with; "distinct" and "independent": siblings sampled without and with replacement,
 their laws recorded; "chosen": the likeliest, whatever the temperature."""
 SAMPLED: frozenset[Proposals] = frozenset({"distinct", "independent"})
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SamplingParams:
-    """How a token is drawn from logits and when a sequence ends.
-
-    ``temperature=0`` is greedy. ``seed=None`` draws a fresh seed for every prompt, a given one is that of the
-    first prompt and ``prompt_seeds`` says that of the others; the result reports it, so that any text can be
-    written again. ``stop`` strings end the text *before* the string; the token ids keep the token that
-    completed it. A special token among them stops as its id does. ``logits_processors`` are called as
-    transformers calls them, once per token in order; those that keep a state are copied, one for each text.
-
-    Values are read once, when this is made: numbers may be those of numpy or torch, ``stop``,
-    ``stop_token_ids`` and ``logits_processors`` single ones, arrays or iterators. They become ints, floats
-    and tuples. What a checkpoint suggests for sampling (its temperature, top_k, penalties) is not used here.
-
-    Raises ConfigError for a value that cannot work.
-    """
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int | None = None
-    n: int = 1
-    stop: str | AbstractSequence[str] = ()
-    stop_token_ids: AbstractSequence[int] = ()
-    ignore_eos: bool = False
-    logits_processors: AbstractSequence[LogitsProcessor] = ()
-
-    def __post_init__(self) -> None:
-        self._read("max_new_tokens", values.whole, "a whole number, at least 1", lambda value: value >= 1)
-        in_range = "0 (greedy) or more, and finite"
-        self._read("temperature", values.real, in_range, lambda value: 0 <= value < float("inf"))
-        if self.top_k is not None:
-            self._read("top_k", values.whole, "a whole number, at least 1, or None for all", lambda k: k >= 1)
-        self._read("top_p", values.real, "above 0 and at most 1", lambda value: 0 < value <= 1)
-        self._read("min_p", values.real, "between 0 and 1", lambda value: 0 <= value <= 1)
-        self._read("n", values.whole, "a whole number, at least 1", lambda value: value >= 1)
-        if self.seed is not None:
-            in_range = "a whole number between 0 and 2**64 - 1, or None"
-            self._read("seed", values.whole, in_range, lambda value: 0 <= value < 2**64)
-        self._set("stop", values.texts(self.stop, "stop"))
-        self._set("stop_token_ids", values.token_ids(self.stop_token_ids, "stop_token_ids"))
-        self._set("ignore_eos", values.flag(self.ignore_eos, "ignore_eos"))
-        self._set("logits_processors", values.callables(self.logits_processors, "logits_processors"))
-
-    def _read(
-        self, name: str, read: Callable[..., Any], remedy: str, is_possible: Callable[[Any], bool]
-    ) -> None:
-        found = read(getattr(self, name), name, remedy)
-        if not is_possible(found):
-            raise values.wrong(name, found, remedy)
-        self._set(name, found)
-
-    def _set(self, name: str, value: object) -> None:
-        object.__setattr__(self, name, value)
-
-    @property
-    def stop_strings(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,31 +67,6 @@ class Request:
     drafting: Drafting = field(default_factory=Drafting)
 
 
-def sampling_params(params: SamplingParams | None) -> SamplingParams:
-    """The defaults for None. Raises ConfigError for anything else that is no SamplingParams."""
-    if params is not None and not isinstance(params, SamplingParams):
-        raise values.wrong("params", params, "hasten.SamplingParams(...)")
-    return params or SamplingParams()
-
-
-def prompt_seeds(seed: int | None, count: int) -> list[int]:
-    """The seed of every prompt of a call, so that their noise is independent.
-
-    A given seed is that of the first prompt; prompt i >= 1 has the i-th output of the generator SplitMix64
-    (Steele, Lea and Flood 2014) that starts at the seed. Without one, every prompt's is drawn afresh.
-    """
-    if seed is None:
-        return [secrets.randbits(63) for _ in range(count)]
-    return [seed if index == 0 else _split_mix(seed + index * 0x9E3779B97F4A7C15) for index in range(count)]
-
-
-def _split_mix(state: int) -> int:
-    mixed = state % 2**64
-    mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-    mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % 2**64
-    return mixed ^ (mixed >> 31)
-
-
 @dataclass(frozen=True, slots=True)
 class TopCandidates:
     """The target's best next tokens after each of several positions."""
@@ -167,6 +81,16 @@ class TopCandidates:
     def rows(self, start: int, end: int) -> TopCandidates:
         """Those of positions start .. end - 1."""
         return TopCandidates(self.token_ids[start:end], self.probs[start:end])
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """The log-probability of one written token, from the softmax of the raw logits (``hasten.logprobs``)."""
+
+    token_id: int
+    logprob: float
+    top: dict[int, float] = field(default_factory=dict)
+    """the likeliest tokens and theirs, best first, as many as ``SamplingParams.logprobs`` says"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,6 +260,21 @@ class ForkingStopRule(StopRule, Protocol):
         ...
 
 
+class LogprobRecord(Protocol):
+    """Keeps the log-probabilities of a text's tokens."""
+
+    tokens: list[TokenLogprob]
+    """of those written so far"""
+
+    def add(self, logits: LogitRows, acceptance: Acceptance) -> None:
+        """What a step wrote; logits: [nodes + 1, vocab] of its tree, root first."""
+        ...
+
+    def fork(self) -> LogprobRecord:
+        """One that goes on from here by itself."""
+        ...
+
+
 class Judge(Protocol):
     """A verification rule at one text, with what it keeps of it."""
 
@@ -377,6 +316,8 @@ class Sequence:
     """what a speech model reads instead: float [mel bins, frames]"""
     judge: Judge | None = None
     """the rule that drafts are judged by; None until the text is admitted to a batch: ``follow``"""
+    logprobs: LogprobRecord | None = None
+    """None where none are asked for"""
 
     @property
     def guarantee(self) -> Guarantee:
@@ -417,6 +358,7 @@ class Sequence:
             stop_rule=self.stop_rule.fork(),
             stats=copy.deepcopy(self.stats),
             judge=None if self.judge is None else self.judge.fork(),
+            logprobs=None if self.logprobs is None else self.logprobs.fork(),
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from hasten.core import LogitRows, LogitsProcessor, SamplingParams
-from hasten.errors import ModelError
+from hasten.errors import ConfigError, ModelError
 from hasten.logits import Draw, Logits, Tokens
 from hasten.noise import NoiseKey, gumbel_noise_of, recent_gumbel_noise
 from hasten.processors import own_processors
@@ -39,7 +40,7 @@ def keyed_generator(seed: int, sample: int, position: int, stream: int) -> np.ra
 
 
 def warp(scores: torch.Tensor, params: SamplingParams) -> torch.Tensor:
-    """Temperature, top-k, top-p, min-p in transformers' order; [..., vocab], excluded tokens become -inf.
+    """Temperature, top-k, top-p, min-p, typical-p in transformers' order; [..., vocab], excluded are -inf.
 
     Ties at the edge of a cut are kept, whatever their order.
     """
@@ -53,7 +54,23 @@ def warp(scores: torch.Tensor, params: SamplingParams) -> torch.Tensor:
     if params.min_p > 0:
         probs = torch.softmax(scores, -1)
         scores = scores.masked_fill(probs < params.min_p * probs.amax(-1, keepdim=True), -torch.inf)
+    if params.typical_p < 1:
+        scores = scores.masked_fill(~_typical(scores, params.typical_p), -torch.inf)
     return scores
+
+
+def _typical(scores: torch.Tensor, mass: float) -> torch.Tensor:
+    """bool [..., vocab]: tokens whose information is closest to the entropy, until they hold ``mass``.
+
+    Locally typical sampling, arXiv 2202.00666; of equally close ones at the edge, all are kept.
+    """
+    log_probs = torch.log_softmax(scores, -1)
+    probs = log_probs.exp()
+    entropy = -(probs * log_probs).nansum(-1, keepdim=True)
+    distance = (-log_probs - entropy).abs()
+    by_distance, order = distance.sort(-1)
+    last = (probs.gather(-1, order).cumsum(-1) < mass).sum(-1, keepdim=True)
+    return distance <= by_distance.gather(-1, last.clamp(max=scores.shape[-1] - 1))
 
 
 def _nucleus_floor(probs: torch.Tensor, top_p: float) -> torch.Tensor:
@@ -76,7 +93,8 @@ class Sampler:
         params: how to draw.
         seed: key of the noise; not used when greedy.
         sample: which of the ``n`` samples of one prompt this is; the other half of the key.
-        processors: this text's own; by default made of those of the params.
+        processors: this text's own, with what the params do to logits; by default the params' own
+            logits processors, and then they may do nothing else.
     """
 
     def __init__(
@@ -89,7 +107,11 @@ class Sampler:
         self.params = params
         self.seed = seed
         self.sample = sample
-        self.processors = own_processors(params.logits_processors) if processors is None else processors
+        if processors is None:
+            if replace(params, logits_processors=()).changes_logits:
+                raise ConfigError("penalties count from the end of the prompt: give the text's processors")
+            processors = own_processors(params.logits_processors)
+        self.processors = processors
         self.guess_end: int | None = None
         """See VeiledSampler."""
 
@@ -119,7 +141,7 @@ class Sampler:
         if not self.is_greedy:
             if params.top_k is not None and params.top_k <= MOST_BEST:
                 num_best = params.top_k
-            elif params.top_k is not None or params.top_p < 1 or params.min_p > 0:
+            elif params.top_k is not None or params.top_p < 1 or params.min_p > 0 or params.typical_p < 1:
                 return None
         return Draw(positions, params.temperature, self.seed, self.sample, num_best)
 

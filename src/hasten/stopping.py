@@ -17,12 +17,19 @@ class TextStream:
     Text is held back while it may still change: an unfinished UTF-8 character, or the beginning of what may
     become a stop string. The pieces always add up to the final text, which is the same however the tokens
     arrive.
+
+    Args:
+        min_tokens: a stop string counts only if it begins after the text of so many tokens.
     """
 
-    def __init__(self, detokeniser: Detokeniser, stop_strings: Iterable[str] = ()) -> None:
+    def __init__(
+        self, detokeniser: Detokeniser, stop_strings: Iterable[str] = (), min_tokens: int = 0
+    ) -> None:
         self._growing = GrowingText(detokeniser)
         self._stop_strings = tuple(stop_strings)
         self._longest = max(map(len, self._stop_strings), default=0)
+        self._num_exempt = min_tokens
+        self._exempt_end = 0  # of the text
         self.text = ""
         self._shown = 0
         self.stopped = False
@@ -30,8 +37,10 @@ class TextStream:
     def push(self, token_ids: Iterable[int]) -> None:
         """Append tokens; sets ``stopped`` when a stop string is complete. Tokens after it are ignored."""
         for token_id in token_ids:
-            if not self.stopped:
-                self._append(self._growing.push(token_id))
+            if self.stopped:
+                return
+            self._append(self._growing.push(token_id))
+            self._num_exempt -= 1
 
     def take(self) -> str:
         """The text that can be shown and was not shown yet."""
@@ -57,15 +66,18 @@ class TextStream:
     def _append(self, text: str) -> None:
         if not text:
             return
-        start = max(0, len(self.text) - self._longest + 1)
+        start = max(self._exempt_end, len(self.text) - self._longest + 1)
         self.text += text
+        if self._num_exempt > 0:
+            self._exempt_end = len(self.text)
+            return
         found = [self.text.find(stop, start) for stop in self._stop_strings]
         if hits := [index for index in found if index >= 0]:
             self.text = self.text[: min(hits)]
             self.stopped = True
 
     def _num_held_back(self) -> int:
-        for size in range(min(self._longest - 1, len(self.text)), 0, -1):
+        for size in range(min(self._longest - 1, len(self.text) - self._exempt_end), 0, -1):
             if any(stop.startswith(self.text[-size:]) for stop in self._stop_strings):
                 return size
         return 0

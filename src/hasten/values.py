@@ -71,6 +71,19 @@ def token_ids(value: Any, name: str) -> tuple[int, ...]:
     return ids
 
 
+def biases(value: Any, name: str) -> dict[int, float]:
+    """Token id -> a number that is finite, or -inf; None is none."""
+    remedy = "a dict of token ids and what to add to their logits: finite numbers, or -inf"
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise wrong(name, value, remedy)
+    found = {whole(key, name, remedy): real(each, name, remedy) for key, each in value.items()}
+    if any(key < 0 or each == math.inf for key, each in found.items()):
+        raise wrong(name, found, remedy)
+    return found
+
+
 def known_ids(value: Any, name: str) -> list[int]:
     """Token ids as a config holds them: one, a list, a tuple or a tensor; None and -1 stand for none.
 

@@ -193,6 +193,9 @@ def test_what_else_cannot_work_is_refused_before_the_first_pass(silent: Diffusio
     processors = [lambda ids, scores: scores]
     with pytest.raises(ConfigError, match="logits_processors"):
         silent.generate(PROMPT, SamplingParams(max_new_tokens=8, logits_processors=processors))
+    for asked in ({"logit_bias": {3: 1.0}}, {"min_tokens": 2}, {"presence_penalty": 1.0}, {"logprobs": 0}):
+        with pytest.raises(ConfigError, match="written from left to right, which"):
+            silent.generate(PROMPT, SamplingParams(max_new_tokens=8, **asked))
     with pytest.raises(PromptError, match="no prompts"):
         silent.generate([])
     with pytest.raises(ConfigError, match="n=2"):

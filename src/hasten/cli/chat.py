@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
-from hasten.cli import options
+from hasten.cli import options, sampling
 from hasten.cli.live import LiveText, summary
 from hasten.core import SamplingParams
 from hasten.errors import HastenError, ModelError
@@ -29,7 +29,15 @@ def chat(
     top_p: options.TopP = 1.0,
     top_k: options.TopK = None,
     min_p: options.MinP = 0.0,
+    typical_p: sampling.TypicalP = 1.0,
+    repetition_penalty: sampling.RepetitionPenalty = 1.0,
+    frequency_penalty: sampling.FrequencyPenalty = 0.0,
+    presence_penalty: sampling.PresencePenalty = 0.0,
+    logit_bias: sampling.LogitBias = None,
     seed: options.Seed = None,
+    min_tokens: sampling.MinTokens = 0,
+    stop_token_id: sampling.StopTokenIds = None,
+    ignore_eos: sampling.IgnoreEos = False,
     drafter: options.DrafterName = "auto",
     dtype: options.Dtype = "auto",
     device: options.Device = None,
@@ -48,7 +56,15 @@ def chat(
         top_p=top_p,
         top_k=top_k,
         min_p=min_p,
+        typical_p=typical_p,
+        repetition_penalty=repetition_penalty,
+        frequency_penalty=frequency_penalty,
+        presence_penalty=presence_penalty,
+        logit_bias=sampling.biases(logit_bias),
         seed=seed,
+        min_tokens=min_tokens,
+        stop_token_ids=tuple(stop_token_id or ()),
+        ignore_eos=ignore_eos,
     )
     language_model = options.load_model(
         model,

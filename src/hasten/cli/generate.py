@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from hasten.cli import options
+from hasten.cli import options, sampling
 from hasten.cli.canvases import ConstraintChoice, DiffusionChoice, write_canvases
 from hasten.cli.live import LiveText, print_outputs, summary
 from hasten.cli.prompt_files import read_prompts
@@ -35,6 +36,7 @@ _ONLY_AUTOREGRESSIVE = {
     "draft",
     "draft_device",
     "draft_vocab",
+    *sampling.ONLY_AUTOREGRESSIVE,
 }
 _ONLY_DIFFUSION = {
     "strategy",
@@ -61,14 +63,23 @@ def generate(
     top_p: options.TopP = 1.0,
     top_k: options.TopK = None,
     min_p: options.MinP = 0.0,
+    typical_p: sampling.TypicalP = 1.0,
+    repetition_penalty: sampling.RepetitionPenalty = 1.0,
+    frequency_penalty: sampling.FrequencyPenalty = 0.0,
+    presence_penalty: sampling.PresencePenalty = 0.0,
+    logit_bias: sampling.LogitBias = None,
     seed: options.Seed = None,
     stop: options.Stop = None,
+    min_tokens: sampling.MinTokens = 0,
+    stop_token_id: sampling.StopTokenIds = None,
+    ignore_eos: sampling.IgnoreEos = False,
     drafter: options.DrafterName = "auto",
     num_draft_tokens: options.NumDraftTokens = None,
     policy: options.PolicyName = "cost",
     strategy: options.StrategyName = "auto",
     verify: options.VerifyName = "follow",
     batch: Annotated[int, typer.Option(help="How many prompts are written side by side.")] = 1,
+    logprobs: sampling.Logprobs = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a prompt, with statistics.")
     ] = False,
@@ -98,9 +109,20 @@ def generate(
         top_p=top_p,
         top_k=top_k,
         min_p=min_p,
+        typical_p=typical_p,
+        repetition_penalty=repetition_penalty,
+        frequency_penalty=frequency_penalty,
+        presence_penalty=presence_penalty,
+        logit_bias=sampling.biases(logit_bias),
         seed=seed,
         stop=tuple(stop or ()),
+        min_tokens=min_tokens,
+        stop_token_ids=tuple(stop_token_id or ()),
+        ignore_eos=ignore_eos,
+        logprobs=logprobs,
     )
+    if logprobs is not None and not as_json:
+        raise ConfigError(f"--logprobs {logprobs} has no place in a plain text; give --json too")
     if store is not None:
         require_writable(store, "store")
     if bool(prompt) == bool(file):
@@ -189,7 +211,7 @@ def _line(output: Output) -> str:
 
 
 def _as_json(prompt: Any, output: Output) -> dict[str, Any]:
-    return {
+    shown = {
         "prompt": prompt,
         "text": output.text,
         "token_ids": output.token_ids,
@@ -198,3 +220,6 @@ def _as_json(prompt: Any, output: Output) -> dict[str, Any]:
         "guarantee": output.guarantee,
         "stats": output.stats.as_dict(),
     }
+    if output.logprobs is not None:
+        shown["logprobs"] = [asdict(each) for each in output.logprobs]
+    return shown

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hasten.cli import options
+from hasten.cli import options, sampling
 from hasten.cli.canvases import ConstraintChoice, DiffusionChoice, as_dict, show, traced
 from hasten.cli.console import print_json
 from hasten.core import SamplingParams
@@ -28,6 +28,7 @@ def infill(
     top_p: options.TopP = 1.0,
     top_k: options.TopK = None,
     min_p: options.MinP = 0.0,
+    typical_p: sampling.TypicalP = 1.0,
     seed: options.Seed = None,
     regex: options.Regex = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object with statistics.")] = False,
@@ -46,7 +47,9 @@ def infill(
     if not is_denoiser(model, spec):
         raise ConfigError(f"{model!r} is no diffusion model, and others cannot infill; try demo-diffusion")
     pieces = parse_template(template)
-    params = SamplingParams(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed)
+    params = SamplingParams(
+        temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, typical_p=typical_p, seed=seed
+    )
     diffusion = DiffusionChoice(model, dtype, device, spec, guide, filter_file, joint_sampler).load()
     constraint = ConstraintChoice(regex).constraint(diffusion.tokenizer)
     with traced(trace, diffusion) as tracer:

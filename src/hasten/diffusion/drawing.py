@@ -28,8 +28,8 @@ class Drawing:
     """Draws the candidates of one canvas.
 
     Args:
-        params: temperature, top-k, top-p and min-p; raises ConfigError for logits processors, which need the
-            text before a position.
+        params: temperature, top-k, top-p, min-p and typical-p; raises ConfigError for logits processors,
+            penalties and other things that need the text before a position.
         seed, sample: key of the noise, as in ``sampling.Sampler``; not used when greedy.
     """
 
@@ -38,6 +38,11 @@ class Drawing:
             raise ConfigError(
                 "logits_processors cannot work on a canvas, whose text is not written from left to right; "
                 "use a constraint, or a transform"
+            )
+        if params.changes_logits or params.logprobs is not None:
+            raise ConfigError(
+                "logit_bias, min_tokens, penalties and logprobs are for texts written from left to right, "
+                "which a canvas is not; leave them out"
             )
         self.params = params
         self.seed = seed

@@ -267,7 +267,10 @@ def _verify(active: list[Sequence], drafts: list[Draft], logits: list[Logits]) -
     acceptances = []
     for sequence, draft, of_one in zip(active, drafts, logits, strict=True):
         assert sequence.judge is not None
-        acceptances.append(sequence.judge.verify(draft.tree, of_one, sequence))
+        acceptance = sequence.judge.verify(draft.tree, of_one, sequence)
+        if sequence.logprobs is not None:
+            sequence.logprobs.add(of_one, acceptance)
+        acceptances.append(acceptance)
     return acceptances
 
 

@@ -25,7 +25,6 @@ from hasten.models.superposed import Completion, NgramTables, complete
 from hasten.models.target import Target
 from hasten.models.vocabulary import vocabulary_fingerprint
 from hasten.policies import POLICIES, DraftPolicy, FixedPolicy, check_policy
-from hasten.stopping import TextStream
 from hasten.text.decode import Step
 from hasten.text.drafting import Method
 from hasten.text.pricing import Prices
@@ -246,18 +245,20 @@ class LanguageModel:
     def _stream(
         self, job: Job, params: SamplingParams, drafting: Drafting, trace: Trace | None
     ) -> Iterator[Piece]:
-        text = TextStream(self._requests.detokeniser, params.stop_strings)
+        text = self._requests.text_stream(params)
         for step in self.decode_sequences([(job.sequence, self.method(drafting))], 1):
             if trace:
                 trace(step)
             [gain] = step.gains
-            written = list(zip(gain.acceptance.token_ids, gain.sources(), strict=True))
-            for index, (token_id, source) in enumerate(written):
+            token_ids, kept = gain.acceptance.token_ids, job.sequence.logprobs
+            logprobs = kept.tokens[-len(token_ids) :] if kept is not None else [None] * len(token_ids)
+            written = list(zip(token_ids, gain.sources(), logprobs, strict=True))
+            for index, (token_id, source, logprob) in enumerate(written):
                 text.push([token_id])
+                shown, output = text.take(), None
                 if job.sequence.finish_reason and index == len(written) - 1:
-                    yield Piece(text.take() + text.finish(), token_id, source, self._requests.output(job))
-                else:
-                    yield Piece(text.take(), token_id, source)
+                    shown, output = shown + text.finish(), self._requests.output(job)
+                yield Piece(shown, token_id, source, output, logprob)
 
     def autocomplete(
         self, prompt: Prompt, *, k: int = 3, max_new_tokens: int = 10, ngrams: NgramTables | None = None

@@ -14,11 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from hasten.calls import Asked, asked_texts, stop_token_ids
-from hasten.core import DecodeStats, FinishReason, Guarantee, SamplingParams, Sequence
+from hasten.core import DecodeStats, FinishReason, Guarantee, SamplingParams, Sequence, TokenLogprob
 from hasten.detokenising import Detokeniser
 from hasten.errors import ConfigError, PromptError
+from hasten.logprobs import Logprobs
 from hasten.models.encoder_decoder.target import Seq2SeqLM
 from hasten.models.target import Target
+from hasten.penalties import asked_processors, in_order
 from hasten.processors import own_processors
 from hasten.prompts import read_prompts, tokenised
 from hasten.sampling import Sampler
@@ -44,6 +46,8 @@ class Output:
     seed: int
     prompt_ids: list[int]
     guarantee: Guarantee = "exact"
+    logprobs: list[TokenLogprob] | None = None
+    """one for each of ``token_ids``, where ``SamplingParams.logprobs`` asks for them"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,8 @@ class Piece:
     token_id: int
     source: str
     output: Output | None = None
+    logprob: TokenLogprob | None = None
+    """where ``SamplingParams.logprobs`` asks for it"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,24 +162,29 @@ class Requests:
         length = len(start.token_ids)
         room = (self.target.max_length or length + params.max_new_tokens) - length
         max_tokens = min(params.max_new_tokens, room)
-        stream = TextStream(self.detokeniser, params.stop_strings) if params.stop_strings else None
+        stream = self.text_stream(params) if params.stop_strings else None
         stop_rule = StopConditions(stops, max_tokens, stream)
+        asked_for = asked_processors(params, length, stops, self.target.device)
+        given = own_processors(params.logits_processors, is_only=is_only)
         processors = self.target.logits_processors(
-            length,
-            length + max_tokens,
-            start.source_ids,
-            own_processors(params.logits_processors, is_only=is_only),
+            length, length + max_tokens, start.source_ids, [*asked_for, *given]
         )
+        demanded = processors[: len(processors) - len(asked_for) - len(given)]
         sequence = Sequence(
             token_ids=list(start.token_ids),
             prompt_length=length,
             max_length=length + max_tokens,
-            sampler=Sampler(params, asked.seed, asked.sample, processors),
+            sampler=Sampler(params, asked.seed, asked.sample, in_order(asked_for, demanded, given)),
             stop_rule=stop_rule,
             source_ids=start.source_ids,
             source_features=start.source_features,
+            logprobs=None if params.logprobs is None else Logprobs(params.logprobs),
         )
         return Job(sequence, asked.seed, stream)
+
+    def text_stream(self, params: SamplingParams) -> TextStream:
+        """What turns a text's tokens into text, up to its stop strings."""
+        return TextStream(self.detokeniser, params.stop_strings, params.min_tokens)
 
     def output(self, job: Job) -> Output:
         sequence = job.sequence
@@ -192,4 +203,5 @@ class Requests:
             job.seed,
             prompt_ids,
             sequence.guarantee,
+            None if sequence.logprobs is None else sequence.logprobs.tokens[: len(sequence.new_token_ids)],
         )
