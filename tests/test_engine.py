@@ -187,7 +187,7 @@ def interrupt(monkeypatch, method, call):
     monkeypatch.setattr(TreeSession, method, interrupted)
 
 
-@pytest.mark.parametrize(("method", "call"), [("prefill", 1), ("find", 1), ("find", 4), ("keep", 3)])
+@pytest.mark.parametrize(("method", "call"), [("reading", 1), ("find", 1), ("find", 4), ("keep", 3)])
 def test_an_interrupt_keeps_what_was_written(models, monkeypatch, method, call):
     lm = models()
     lm.target.probe  # noqa: B018 (probes use sessions too)

@@ -38,8 +38,9 @@ class FakeTarget:
 
     def synchronize(self) -> None: ...
 
-    def prefill(self, prompts: list[list[int]], top_k: int = 0, positions: object = None) -> list[None]:
+    def reading(self, prompts: list[list[int]], top_k: int = 0, positions: object = None):
         self.texts = [list(prompt) for prompt in prompts]
+        yield sum(map(len, prompts))
         return [None] * len(prompts)
 
     def fit(self, tree: DraftTree) -> DraftTree:
@@ -63,6 +64,8 @@ class FakeTarget:
 
     def select(self, rows: list[int]) -> None:
         self.texts = [self.texts[row] for row in rows]
+
+    def close(self) -> None: ...
 
 
 def one_hot(token_id: int, vocab_size: int) -> torch.Tensor:

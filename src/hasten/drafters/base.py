@@ -179,5 +179,8 @@ class SelfDrafter(Drafter, Protocol):
     """A drafter that drafts with the target itself and looks into its caches."""
 
     def attach(self, session: Session, sequences: list[Sequence]) -> None:
-        """Row i of the session holds ``sequences[i]``. Called before the first step and when rows leave."""
+        """Row i of the session holds ``sequences[i]``, some of which other drafters may draft for.
+
+        Called before the next step whenever rows have joined or left.
+        """
         ...

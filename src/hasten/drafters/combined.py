@@ -14,7 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.core import SAMPLED, Sequence
-from hasten.drafters.base import BatchDrafter, Drafter, FusedDrafter, Observation, SelfDrafter, TopCandidates
+from hasten.drafters.base import (
+    BatchDrafter,
+    Drafter,
+    FusedDrafter,
+    Observation,
+    SelfDrafter,
+    TopCandidates,
+    fork_text,
+)
 from hasten.drafters.calibration import Calibration, Pool
 from hasten.errors import ConfigError, StoreError
 from hasten.tree import DraftTree, with_chosen_laws
@@ -118,6 +126,11 @@ class CombinedDrafter:
             self._calibration.learn(pool, np.asarray(observation.acceptance.token_ids, np.int64))
         for drafter in self.drafters:
             drafter.observe(sequence, observation)
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """See ForkingDrafter."""
+        for drafter in self.drafters:
+            fork_text(drafter, parent, child)
 
     def end(self, sequence: Sequence) -> None:
         self._pools.pop(sequence, None)

@@ -58,7 +58,8 @@ class RunningBatch:
     """Texts that are written side by side, and that join, leave and fork between steps.
 
     Invariant between calls: of every text, each committed token but the last is in the target's cache; the
-    last one is the root of the next tree. ``sequences`` are in the order of the session's rows.
+    last one is the root of the next tree. ``sequences`` are in the order of the session's rows. After an
+    error inside ``read`` or ``step`` there is nothing left to do but to ``close`` it.
     """
 
     def __init__(self, model: Target) -> None:
@@ -89,10 +90,10 @@ class RunningBatch:
     def admit(self, entries: list[Entry]) -> None:
         """Texts that join as soon as ``read`` has read their prompts.
 
-        Raises ConfigError while others are being read or written.
+        Raises ConfigError while others are being read.
         """
-        if self.num_texts:
-            raise ConfigError("texts are being written; admit others when they have ended")
+        if self._reading is not None:
+            raise ConfigError("texts are being read; admit others when they have joined (read)")
         for sequence, method in entries:
             sequence.judge = method.verifier.judge(sequence)
         if entries:
@@ -124,6 +125,21 @@ class RunningBatch:
         """
         if sequence.finish_reason is None:
             sequence.finish_reason = "interrupted"
+
+    def fork(self, sequence: Sequence, sample: int | None = None) -> Sequence:
+        """Another text that goes on from here with the same drafter and rule; see ``Sequence.fork``.
+
+        Raises ConfigError for a text that is not being written here.
+        """
+        if sequence not in self._group_of or self._session is None:
+            raise ConfigError("only a text that is being written here can be forked")
+        child, group = sequence.fork(sample), self._group_of[sequence]
+        self._session.select([*range(len(self.sequences)), self.sequences.index(sequence)])
+        self.sequences.append(child)
+        self._group_of[child] = group
+        group.fork(sequence, child)
+        self._attach()
+        return child
 
     def close(self) -> None:
         """Give everything back: drafters forget the texts, which stay as they are."""
@@ -195,10 +211,9 @@ class RunningBatch:
     def _retire(self) -> list[Sequence]:
         """Texts that have ended leave; returns them, and those that ended before they began."""
         never_begun, self._ended = self._ended, []
-        rows = [row for row, sequence in enumerate(self.sequences) if not sequence.finish_reason]
-        if len(rows) == len(self.sequences):
+        rows, ended = _split(self.sequences)
+        if not ended:
             return never_begun
-        ended = [sequence for sequence in self.sequences if sequence.finish_reason]
         for group in self._groups:
             if mine := [sequence for sequence in ended if self._group_of[sequence] is group]:
                 group.end(mine)
@@ -214,7 +229,9 @@ class RunningBatch:
         return [*never_begun, *ended]
 
     def _close_session(self) -> None:
-        self._session = None
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
 
     def _attach(self) -> None:
         for group in self._groups:
@@ -232,13 +249,17 @@ class RunningBatch:
     def _join(self, reading: Reading) -> None:
         """Texts whose prompts were read go on behind the others; those that were cancelled never begin."""
         session, entries = reading.session, reading.entries
-        joining = [row for row, (sequence, _) in enumerate(entries) if not sequence.finish_reason]
-        self._ended += [sequence for sequence, _ in entries if sequence.finish_reason]
+        joining, ended = _split([sequence for sequence, _ in entries])
+        self._ended += ended
         if not joining:
+            session.close()
             return
         if len(joining) < len(entries):
             session.select(joining)
-        self._session = session
+        if self._session is None:
+            self._session = session
+        else:
+            self._session.join(session)
         new: Counter[DraftingGroup] = Counter()
         for row in joining:
             sequence, method = entries[row]
@@ -251,6 +272,18 @@ class RunningBatch:
         for group, count in new.items():
             group.policy.begin(reading.milliseconds, count / len(group.sequences))
         self._attach()
+
+
+def _split(sequences: list[Sequence]) -> tuple[list[int], list[Sequence]]:
+    """The rows of those that go on, and those that have ended; another thread may cancel meanwhile."""
+    rows: list[int] = []
+    ended: list[Sequence] = []
+    for row, sequence in enumerate(sequences):
+        if sequence.finish_reason:
+            ended.append(sequence)
+        else:
+            rows.append(row)
+    return rows, ended
 
 
 def _foresee(trees: list[DraftTree], active: list[Sequence]) -> list[Draw | None]:
@@ -278,8 +311,8 @@ def _commit(active: list[Sequence], drafts: list[Draft], acceptances: list[Accep
     gains = []
     for sequence, draft, acceptance in zip(active, drafts, acceptances, strict=True):
         sequence.token_ids += acceptance.token_ids
-        # A text that was cancelled meanwhile stays so, unless it ended by itself.
-        sequence.finish_reason = acceptance.finish_reason or sequence.finish_reason
+        if acceptance.finish_reason:  # else a text that was cancelled meanwhile stays so
+            sequence.finish_reason = acceptance.finish_reason
         gains.append(Gain(sequence, draft.tree, acceptance))
     return gains
 

@@ -29,28 +29,32 @@ class Reading:
         """those that drafters asked for, one a text, when all is read"""
         self.session = model.open([sequence for sequence, _ in entries])
         self._model = model
+        self._num_left = sum(len(sequence.token_ids) - 1 for sequence, _ in entries)
         self._steps = self._read()
 
     def advance(self, max_tokens: int | None) -> tuple[int, bool]:
         """Read at least so many tokens, or all: how many those were, and whether all is read."""
         start, num_read, is_done = time.perf_counter(), 0, False
-        while not is_done and (max_tokens is None or num_read < max_tokens):
+        # What is read is not done before the session has said so, which takes no time.
+        while not is_done and (max_tokens is None or num_read < max_tokens or self._num_left <= 0):
             count = next(self._steps, None)
             is_done = count is None
             num_read += count or 0
+            self._num_left -= count or 0
         self._model.synchronize()
         self.milliseconds += 1000 * (time.perf_counter() - start)
         return num_read, is_done
 
     def close(self) -> None:
+        """Give it up."""
         self._steps.close()
+        self.session.close()
 
     def _read(self) -> Generator[int, None, None]:
         prompts = [sequence.token_ids for sequence, _ in self.entries]
         top_k = max(method.drafter.top_k for _, method in self.entries)
         positions = _wanted(self.entries) if top_k else None
-        self.candidates = self.session.prefill(prompts, top_k, positions)
-        yield sum(map(len, prompts))
+        self.candidates = yield from self.session.reading(prompts, top_k, positions)
 
 
 def _wanted(entries: list[Entry]) -> list[NDArray[np.int64]] | None:

@@ -56,6 +56,10 @@ class Scheduler:
         self._batch.cancel(sequence)
         self._was_cancelled = True
 
+    def fork(self, sequence: Sequence, sample: int | None = None) -> Sequence:
+        """See ``RunningBatch.fork``. The new text does not wait, even where all places are taken."""
+        return self._batch.fork(sequence, sample)
+
     def step(self) -> Step:
         """Let texts join, read some of their prompts, and write what one pass gives to all that were read.
 
@@ -73,7 +77,7 @@ class Scheduler:
         self._batch.close()
 
     def _admit(self) -> None:
-        if self._batch.num_texts:
+        if self._batch.is_reading:
             return
         entries: list[Entry] = []
         while self._waiting and self._batch.num_texts + len(entries) < self._max_batch:

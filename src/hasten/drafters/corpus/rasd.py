@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.core import Sequence, System, TopCandidates
-from hasten.drafters.base import Drafter, FusedDrafter, Observation, SelfDrafter
+from hasten.drafters.base import Drafter, FusedDrafter, Observation, SelfDrafter, fork_text
 from hasten.drafters.corpus.corpus_index import CorpusIndex
 from hasten.drafters.corpus.rest import Rest
 from hasten.drafters.lookup.copying import PromptLookup
@@ -119,6 +119,11 @@ class Rasd:
     def observe(self, sequence: Sequence, observation: Observation) -> None:
         for drafter in (*self._retrievers, self.companion):
             drafter.observe(sequence, observation)
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """See ForkingDrafter."""
+        for drafter in (*self._retrievers, self.companion):
+            fork_text(drafter, parent, child)
 
     def end(self, sequence: Sequence) -> None:
         for drafter in (*self._retrievers, self.companion):

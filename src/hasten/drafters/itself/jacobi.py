@@ -18,6 +18,7 @@ model.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -140,6 +141,10 @@ class Jacobi(Forgetful):
         while len(window.places) < self._size:
             at = -1 if self._repeats else int(window.rng.integers(len(text)))
             window.places.append(_Place(text[at]))
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """See ForkingDrafter."""
+        self._windows[child] = copy.deepcopy(self._windows[parent])
 
     def end(self, sequence: Sequence) -> None:
         self._windows.pop(sequence, None)

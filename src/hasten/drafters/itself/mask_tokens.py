@@ -17,6 +17,7 @@ will be accepted. Knows trees and logits; knows nothing of how a pass is run.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, cast
@@ -169,6 +170,10 @@ class MaskTokens(Forgetful):
                 guess = sequence.sampler.guess(logits[row], len(sequence.token_ids) + depth)
                 text.candidates.append(_with_guess(guess, likeliest, depth))
         text.groups, text.num_rows = {}, 0
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """See ForkingDrafter."""
+        self._texts[child] = copy.deepcopy(self._texts[parent])
 
     def end(self, sequence: Sequence) -> None:
         self._texts.pop(sequence, None)

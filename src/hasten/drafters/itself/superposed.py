@@ -129,6 +129,11 @@ class Superposed(Forgetful):
             num_written = len(observation.acceptance.token_ids)
             self._ngrams.learn(sequence.token_ids, len(sequence.token_ids) - num_written)
 
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """See ForkingDrafter."""
+        if parent in self._texts:
+            self._texts[child] = type(self._texts[parent])(self._model)  # which reads it when it is asked
+
     def end(self, sequence: Sequence) -> None:
         self._texts.pop(sequence, None)
 

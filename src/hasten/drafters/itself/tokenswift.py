@@ -13,6 +13,7 @@ partial cache are those of one text, and end with it.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
@@ -142,8 +143,9 @@ class TokenSwift(Forgetful):
         self.why_no_self_draft = why_not_partial(self._target.forward, session)
         if not self.why_no_self_draft and isinstance(session, CopiesRows):
             for row, sequence in enumerate(sequences):
-                text = self._texts[sequence]
-                text.session, text.row = session, row
+                text = self._texts.get(sequence)
+                if text is not None:  # others are drafted by others
+                    text.session, text.row = session, row
 
     def begin(self, sequence: Sequence, prompt_candidates: TopCandidates | None) -> None:
         text = self._texts[sequence] = _Text(
@@ -222,6 +224,10 @@ class TokenSwift(Forgetful):
 
     def observe(self, sequence: Sequence, observation: Observation) -> None:
         self._texts[sequence].pool.learn(sequence.token_ids)
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """See ForkingDrafter."""
+        self._texts[child] = _Text(copy.deepcopy(self._texts[parent].pool))
 
     def end(self, sequence: Sequence) -> None:
         self._texts.pop(sequence, None)

@@ -11,6 +11,7 @@ here; two positions are as alike as the cosine of their laws. Knows token ids an
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 
 import numba
@@ -147,6 +148,11 @@ class AdaPld(Forgetful):
         if text.count == len(sequence.token_ids) - len(written) - 1:
             law = TopCandidates(candidates.token_ids[rows], candidates.probs[rows])
             text.add([root, *written[: len(rows) - 1]], law)
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """See ForkingDrafter."""
+        self._lookup.begin(child, None)
+        self._texts[child] = copy.deepcopy(self._texts[parent])
 
     def end(self, sequence: Sequence) -> None:
         self._lookup.end(sequence)

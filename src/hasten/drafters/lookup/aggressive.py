@@ -11,6 +11,7 @@ calibrated.
 
 from __future__ import annotations
 
+import copy
 from typing import Literal
 
 import numpy as np
@@ -120,6 +121,10 @@ class AggressiveDecoding(Forgetful):
         source.follow(observation.acceptance.token_ids)
         if source.position is None or self._realigns_always:
             source.align(sequence.new_token_ids)
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """See ForkingDrafter."""
+        self._sources[child] = copy.copy(self._sources[parent])
 
     def end(self, sequence: Sequence) -> None:
         self._sources.pop(sequence, None)

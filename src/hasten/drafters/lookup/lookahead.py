@@ -364,6 +364,11 @@ class Lookahead:
     def observe(self, sequence: Sequence, observation: Observation) -> None:
         self._catch_up(sequence)
 
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """See ForkingDrafter."""
+        self._prompts[child] = self._prompts[parent]  # which never changes
+        self._num_known[child] = self._num_known[parent]
+
     def end(self, sequence: Sequence) -> None:
         self._prompts.pop(sequence, None)
         self._num_known.pop(sequence, None)

@@ -15,6 +15,7 @@ the first occurrence; trees are up to twice as deep as the match and two tokens 
 
 from __future__ import annotations
 
+import copy
 from heapq import heappop, heappush
 
 import numba
@@ -279,6 +280,10 @@ class SuffixDrafter:
 
     def observe(self, sequence: Sequence, observation: Observation) -> None:
         self._catch_up(sequence)
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """See ForkingDrafter."""
+        self._local[child] = copy.deepcopy(self._local[parent])
 
     def end(self, sequence: Sequence) -> None:
         if self._local.pop(sequence, None) is None:

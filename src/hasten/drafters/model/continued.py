@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from hasten.core import Sequence, TopCandidates
-from hasten.drafters.base import BatchDrafter, Drafter, Forgetful, Observation
+from hasten.drafters.base import BatchDrafter, Drafter, Forgetful, Observation, fork_text
 from hasten.tree import ROOT, DraftTree
 
 
@@ -64,6 +64,11 @@ class Continued(Forgetful):
     def observe(self, sequence: Sequence, observation: Observation) -> None:
         self.first.observe(sequence, observation)
         self.then.observe(sequence, observation)
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """See ForkingDrafter."""
+        fork_text(self.first, parent, child)
+        fork_text(self.then, parent, child)
 
     def end(self, sequence: Sequence) -> None:
         self.first.end(sequence)

@@ -72,11 +72,18 @@ class _Group:
     """of the last round, to read on while the target verifies"""
     finished: set[Sequence] = field(default_factory=set)
 
+    def join(self, other: _Group) -> None:
+        """The sequences of another group of the same draft go on behind these."""
+        self.session.join(other.session)
+        self.sequences += other.sequences
+        self.texts |= other.texts
+
     def retain(self, sequences: list[Sequence]) -> None:
         """Go on with these, in their order."""
         if sequences != self.sequences:
             self.session.select([self.sequences.index(each) for each in sequences])
             self.sequences = list(sequences)
+            self.texts = {each: self.texts[each] for each in sequences}
 
 
 class _Round:
@@ -215,14 +222,32 @@ class DraftModel(Forgetful):
 
     def _group(self, arm: Arm, sequences: list[Sequence]) -> _Group:
         """The cache of these sequences: theirs alone, in this order."""
-        from hasten.models.draft.draft_session import open_draft_session  # transformers is heavy to import
-
         reads_hidden = getattr(arm.shape, "reads_hidden", False)
         for group in self._groups:
-            is_theirs = set(sequences) <= set(group.sequences) and group.reads_hidden == reads_hidden
-            if group.draft is arm.draft and is_theirs:
+            if group.draft is not arm.draft or group.reads_hidden != reads_hidden:
+                continue
+            new = [each for each in sequences if each not in group.sequences]
+            if len(new) < len(sequences) and self._has_joined(group, new, arm):
                 group.retain(sequences)
                 return group
+        return self._opened(arm, sequences, reads_hidden=reads_hidden)
+
+    def _has_joined(self, group: _Group, new: list[Sequence], arm: Arm) -> bool:
+        """Sequences that the batch was joined by are read by themselves first, and go on in the group."""
+        if not new:
+            return True
+        joining = self._opened(arm, new, reads_hidden=group.reads_hidden)
+        self._groups.remove(joining)
+        texts = [joining.texts[each].follow(each, arm.draft) for each in new]
+        if not all(texts):
+            return False
+        joining.session.read(texts)
+        group.join(joining)
+        return True
+
+    def _opened(self, arm: Arm, sequences: list[Sequence], *, reads_hidden: bool) -> _Group:
+        from hasten.models.draft.draft_session import open_draft_session  # transformers is heavy to import
+
         session = open_draft_session(arm.draft.model, arm.draft.context, with_hidden=reads_hidden)
         texts = {each: _Text() for each in sequences}
         group = _Group(arm.draft, list(sequences), session, texts, reads_hidden)

@@ -14,6 +14,8 @@ by the row's probabilities without the token that was chosen. Knows token ids an
 
 from __future__ import annotations
 
+import copy
+
 import numba
 import numpy as np
 from numpy.typing import NDArray
@@ -178,6 +180,12 @@ class LogitSpec(Forgetful):
         else:
             self._rows.pop(sequence, None)  # those of an earlier token
         self._catch_up(sequence)
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """See ForkingDrafter."""
+        self._texts[child] = copy.deepcopy(self._texts[parent])
+        if parent in self._rows:
+            self._rows[child] = self._rows[parent]
 
     def end(self, sequence: Sequence) -> None:
         self._texts.pop(sequence, None)

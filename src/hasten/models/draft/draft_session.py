@@ -7,7 +7,7 @@ a drafter may go on ahead of the target. Knows texts and nodes; knows nothing of
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -57,6 +57,10 @@ class DraftSession(Protocol):
 
     def logits(self, row: int, node: int) -> torch.Tensor:
         """Logits [vocab] after a node; ROOT: after the text."""
+        ...
+
+    def join(self, other: Self) -> None:
+        """The rows of another session of the same model go on behind these; the other one is empty then."""
         ...
 
     def select(self, rows: list[int]) -> None:
@@ -220,6 +224,13 @@ class GrowingSession(TreeSession):
             self._begin(0)
         self._rows = [self._rows[row] for row in rows]
 
+    def join(self, other: TreeSession) -> None:
+        assert isinstance(other, GrowingSession)
+        self._roots, other._roots = [0] * len(self._rows), [0] * len(other._rows)  # which nothing reads here
+        rows = self._rows + other._rows
+        super().join(other)
+        self._rows, other._rows = rows, []
+
     def _run(self, blocks: list[Block], logits_to_keep: Kept) -> torch.Tensor:
         self.num_passes += 1
         return super()._run(blocks, logits_to_keep)
@@ -283,6 +294,9 @@ class RereadSession:
 
     def select(self, rows: list[int]) -> None:
         self._rows = [self._rows[row] for row in rows]
+
+    def join(self, other: RereadSession) -> None:
+        self._rows, other._rows = self._rows + other._rows, []
 
     def _run(self, texts: list[list[int]]) -> list[torch.Tensor]:
         """Logits [vocab] after each text, of one pass; padded behind, where a causal model does not look."""
