@@ -6,7 +6,7 @@ python bench/refill.py MODEL --prompts FILE.jsonl [--prompts ...] [--batch 1,4,8
 
 All prompts of a set are given in one call, so that a place which gets free is taken by the next one. Plain
 and drafted calls take turns after a short one of each; a figure is the plain seconds over the drafted ones,
-of all repetitions together. Texts are compared, and how many are the same is said (in 16 bits near ties part).
+of all repetitions together. How many texts are the same is counted: in 16 bits they may part at near ties.
 Exit code 1 if any of them is below --least.
 """
 
