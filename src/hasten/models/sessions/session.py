@@ -27,6 +27,10 @@ class RowCache(NamedTuple):
         layers = [pair and (pair[0][:, start:stop], pair[1][:, start:stop]) for pair in self.layers]
         return RowCache(layers, self.positions[start:stop])
 
+    def copy(self) -> RowCache:
+        """In memory of its own."""
+        return RowCache([pair and (pair[0].clone(), pair[1].clone()) for pair in self.layers], self.positions)
+
     def num_bytes(self) -> int:
         """Memory of the keys and values."""
         return sum(pair[0].nbytes + pair[1].nbytes for pair in self.layers if pair is not None)

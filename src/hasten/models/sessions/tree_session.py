@@ -103,31 +103,35 @@ class TreeSession(ReadsAtOnce):
         positions: Positions | None,
         known: list[RowCache | None],
     ) -> Reading:
-        """Each prompt in a session of its own, behind what is known of it; they are joined in the end."""
+        """Each prompt that is known in a session of its own, all others together; then they are joined."""
+        new = [index for index, begun in enumerate(known) if begun is None]
+        groups = [*([new] if new else []), *([index] for index in range(len(known)) if index not in new)]
         found: Candidates = []
         parts = []
-        for index, (prompt, begun) in enumerate(zip(prompts, known, strict=True)):
-            part = self._alone(index)
-            of_one = None if positions is None else [positions[index]]
+        for group in groups:
+            part, begun = self._empty(group), known[group[0]]
+            mine = [prompts[index] for index in group]
+            of_group = None if positions is None else [positions[index] for index in group]
             if begun is None:
-                found += yield from part.reading([prompt], top_k, of_one)
+                found += yield from part.reading(mine, top_k, of_group)
             else:
                 part._restore(begun)
-                part._roots, part._wanted = [prompt[-1]], of_one
-                num_known = len(begun.positions)
-                row = PackedRow([0], [0], [len(prompt) - 1], len(prompt) - 1)
-                found += yield from part._read_rows([row], [tuple(prompt[:-1])], top_k, num_known)
+                part._roots, part._wanted = [mine[0][-1]], of_group
+                size = len(mine[0]) - 1
+                row = PackedRow([0], [0], [size], size)
+                found += yield from part._read_rows([row], [tuple(mine[0][:-1])], top_k, len(begun.positions))
             parts.append(part)
-        self._begin(0)
-        self._roots = []
+        self.close()
         for part in parts:
             self.join(part)
-        return found
+        order = np.argsort([index for group in groups for index in group]).tolist()
+        self.select(order)
+        return [found[index] for index in order]
 
-    def _alone(self, row: int) -> TreeSession:
-        """An empty session for one of the rows to come."""
+    def _empty(self, rows: list[int]) -> TreeSession:
+        """A session for some of the rows to come."""
         packed: Literal["packed", "padded"] = "packed" if self._packed else "padded"
-        return TreeSession(self._forward.select([row]), max_holes=self._max_holes, prefill=packed)
+        return TreeSession(self._forward.select(rows), max_holes=self._max_holes, prefill=packed)
 
     def _restore(self, known: RowCache) -> None:
         """One row that has cached this, and nothing else."""
