@@ -1,13 +1,14 @@
 """Replays drafters against texts a model wrote once, so that a change of a drafter is measured in seconds.
 
 python bench/replay.py record MODEL -o RECORD.npz PROMPTS.jsonl... [--temperature 0.7] [--limit 10]
-python bench/replay.py run RECORD.npz DRAFTER... [--nodes 16]
+python bench/replay.py run RECORD.npz DRAFTER... [--nodes 16] [--half first|second]
 
 A record holds the texts and the model's best candidates at every position of them, and at every draft node
 that was verified while they were written. A replayed drafter is shown the candidates of nodes that are in the
 record: all on the text, and those rejected ones that the recording's drafts had too (the column "known" is
 their share of all). It learns from less than it would with the model, so lengths come out too low;
-compare drafters with each other. Texts end where they begin to loop: from there on, any drafter is right.
+compare drafters with each other. Texts end where they begin to loop: from there on, any drafter is right;
+with ``record --loops`` they are kept whole. What is tuned on one half of the texts is reported on the other.
 
 Columns: mean acceptance length / expected over actual tokens, for each prompt set; CPU time of proposing and
 observing a step.
@@ -25,15 +26,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import hasten
 from hasten.bench.prompts import load_prompt_set, spread
 from hasten.chat import chat_prompt, stop_strings
 from hasten.core import Acceptance, SamplingParams, Sequence, TopCandidates
 from hasten.drafters import Drafter, Observation, Resources, make_drafter
-from hasten.models.causal_lm import CausalLM
-from hasten.models.loading import load_pretrained
 from hasten.sampling import Sampler
 from hasten.stopping import StopConditions
-from hasten.text.engine import LanguageModel
 from hasten.tree import ROOT, DraftTree
 
 NUM_CANDIDATES = 16
@@ -140,8 +139,7 @@ def loop_start(token_ids: list[int]) -> int:
 
 def record(options: argparse.Namespace) -> None:
     """Write every prompt's text, drafting much, so that rejected nodes of many kinds are seen too."""
-    model, tokenizer = load_pretrained(options.model, options.dtype, None)
-    lm = LanguageModel(CausalLM(model, mode="tree"), tokenizer, drafter="off")
+    lm = hasten.load(options.model, dtype=options.dtype, drafter="off")
     sets = [load_prompt_set(source, lm.target.vocab_size) for source in options.prompts]
     chosen = [[(each.name, one) for one in spread(each.conversations, options.limit)] for each in sets]
     texts: list[Text] = []
@@ -157,11 +155,11 @@ def record(options: argparse.Namespace) -> None:
             max_new_tokens=options.max_new_tokens,
             temperature=options.temperature,
             seed=seed,
-            stop=stop_strings(tokenizer) if conversation.is_chat else (),
+            stop=stop_strings(lm.tokenizer) if conversation.is_chat else (),
         )
         recording = Recording(make_drafter(options.drafter, Resources(lm.target.vocab_size)))
         output = lm.generate(prompt_ids, params, drafter=recording, num_draft_tokens=options.nodes)
-        end = loop_start(output.token_ids)
+        end = len(output.token_ids) if options.loops else loop_start(output.token_ids)
         print(f"{name}: {len(prompt_ids)} + {len(output.token_ids)} tokens, used {end}", flush=True)
         if end >= SHORTEST:
             texts.append(recording.text(name, prompt_ids, output.token_ids, seed))
@@ -284,6 +282,8 @@ def _candidates(text: Text, rows: list[int], top_k: int) -> TopCandidates | None
 
 def run(options: argparse.Namespace) -> None:
     texts, vocab_size, temperature = load(options.record)
+    if options.half:
+        texts = [text for place, text in enumerate(texts) if place // 4 % 2 == (options.half == "second")]
     names = list(dict.fromkeys(text.name for text in texts))
     lengths = [len(text.token_ids) - text.prompt_length for text in texts]
     print(f"{len(texts)} texts, {sum(lengths)} tokens, temperature {temperature}, {options.nodes} nodes")
@@ -327,11 +327,13 @@ def main() -> None:
     writer.add_argument("--nodes", type=int, default=40)
     writer.add_argument("--drafter", default="token-recycling+stand+logitspec+suffix")
     writer.add_argument("--dtype", default="bfloat16")
+    writer.add_argument("--loops", action="store_true", help="keep what texts repeat of themselves")
     writer.set_defaults(command=record)
     reader = commands.add_parser("run")
     reader.add_argument("record")
     reader.add_argument("drafters", nargs="+")
     reader.add_argument("--nodes", type=int, default=16)
+    reader.add_argument("--half", choices=("first", "second"), help="of the texts, by fours; default: all")
     reader.set_defaults(command=run)
     options = parser.parse_args()
     options.command(options)

@@ -7,15 +7,17 @@ wherever the two laws are alike. Knows samplers only.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.core import NoisySampler, Sequence
+from hasten.core import Sequence
 from hasten.noise import BLOCK, fill_noise_of
 
 Noise = NDArray[np.uint32]
-"""uint32 [MAX_AHEAD, 5]: the keys of the noise of the next positions; all 0 where there is none"""
+"""uint32 [positions, 5]: the keys of the noise of the next positions; all 0 where there is none"""
 
 MAX_AHEAD = 8
 """Positions ahead that are drawn with noise, and so the depth of such drafts."""
@@ -29,17 +31,19 @@ _EULER = 0.5772
 _GREEDY: Noise = np.zeros((MAX_AHEAD, 5), np.uint32)
 
 
-def noise_ahead(sequence: Sequence) -> tuple[Noise, float]:
+def noise_ahead(sequence: Sequence, count: int = MAX_AHEAD) -> tuple[Noise, float]:
     """The noise of the next positions and the temperature; none, and 0, where drafts are to be the likeliest.
 
     Only for rules that draw the target's own token ("coupled"): others would gain nothing by it.
     """
     sampler = sequence.sampler
-    if sequence.proposals != "coupled" or not isinstance(sampler, NoisySampler) or not sampler.temperature:
-        return _GREEDY, 0.0
+    # A NoisySampler; isinstance would take tens of microseconds to tell, several times a step.
+    temperature = float(getattr(sampler, "temperature", 0.0))
+    words_of: Callable[[int], NDArray[np.uint32]] | None = getattr(sampler, "noise_words", None)
+    if not temperature or words_of is None or sequence.proposals != "coupled":
+        return _GREEDY[:count], 0.0
     start = len(sequence.token_ids)
-    words = np.stack([sampler.noise_words(position) for position in range(start, start + MAX_AHEAD)])
-    return words, float(sampler.temperature)
+    return np.stack([words_of(position) for position in range(start, start + count)]), temperature
 
 
 @numba.njit(cache=True)

@@ -158,7 +158,7 @@ class LogitSpec(Forgetful):
             return DraftTree(source_names=(self.name,))
         text = self._texts[sequence]
         state, length = text.repeated_suffix()
-        noise, temperature = noise_ahead(sequence)
+        noise, temperature = noise_ahead(sequence, 1)
         token_ids, parents, scores = _draft(
             text.states,
             text.edges,
