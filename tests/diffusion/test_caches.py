@@ -15,13 +15,13 @@ from diffusion.exact_laws import Written, write
 from diffusion.models import BLOCK, BLOCK_CAUSAL, FULL, MASK, build_blind, build_denoiser
 from hasten.core import SamplingParams
 from hasten.diffusion.base import Reviser, StopPolicy, Strategy
-from hasten.diffusion.blocks import FixedBlocks
-from hasten.diffusion.caches import CACHES, SYSTEMS
+from hasten.diffusion.blocks.fixed import FixedBlocks
 from hasten.diffusion.canvas import Block, Canvas, DenoiserSpec, Prediction, Query
 from hasten.diffusion.denoisers.masked_lm import MaskedLM
 from hasten.diffusion.drawing import Drawing, noise_source
 from hasten.diffusion.loop import Writing, denoise
 from hasten.diffusion.parse import parse_strategy
+from hasten.diffusion.registry import CACHES
 from hasten.diffusion.steps import DenoisingStep, Finish, Revision, Selection, Turn
 from hasten.errors import ConfigError
 
@@ -423,14 +423,6 @@ def test_caches_are_refused_where_they_cannot_work() -> None:
     ]:
         with pytest.raises(ConfigError, match=reason):
             parse_strategy(text, spec)
-
-
-def test_every_published_cache_is_a_listed_system() -> None:
-    ours = {"none", "measured"}
-    assert {system.module for system in SYSTEMS} == {
-        kind.__module__ for name, kind in CACHES.items() if name not in ours
-    }
-    assert {system.name for system in SYSTEMS if system.guarantee == "exact"} == {"block-cache"}
 
 
 def test_aligned_blocks_begin_where_the_denoiser_s_own_block_does() -> None:

@@ -14,19 +14,21 @@ from diffusion.exact_laws import GREEDY, write
 from diffusion.tables import FunctionDenoiser, table_denoiser, uniform_oracle
 from hasten.constraints.base import AllowedTokens
 from hasten.core import SamplingParams
-from hasten.diffusion.base import Helpers
-from hasten.diffusion.blocks import BLOCKS
-from hasten.diffusion.caches import CACHES
+from hasten.diffusion.base import (
+    BlockPolicy,
+    Helpers,
+    Reviser,
+    Selector,
+    Speculator,
+    StopPolicy,
+    Transform,
+)
 from hasten.diffusion.canvas import Block, Canvas, Ids, Mask, Prediction, Query
 from hasten.diffusion.drawing import Drawing, noise_source
 from hasten.diffusion.limits import Limits
 from hasten.diffusion.loop import Writing, denoise
-from hasten.diffusion.parse import PARTS, parse_strategy
-from hasten.diffusion.revisers import REVISERS
-from hasten.diffusion.selectors import SELECTORS
-from hasten.diffusion.speculators import SPECULATORS
-from hasten.diffusion.stops import STOPS
-from hasten.diffusion.transforms import TRANSFORMS
+from hasten.diffusion.parse import parse_strategy
+from hasten.diffusion.registry import CACHES, named
 from hasten.errors import ConfigError
 
 HELPERS = Helpers(delimiter_ids=(1,))
@@ -52,19 +54,19 @@ class Patience:
         return self.denoiser.forward(queries)
 
 
-def some_of(table: dict[str, type], most: int) -> st.SearchStrategy[list[str]]:
-    return st.lists(st.sampled_from(sorted(table)), max_size=most, unique=True)
+def some_of(kind: type, most: int) -> st.SearchStrategy[list[str]]:
+    return st.lists(st.sampled_from(sorted(named(kind))), max_size=most, unique=True)
 
 
 LINES = st.builds(
     lambda kinds, cache: "+".join(name for kind in kinds for name in kind) + f"/{cache}",
     st.tuples(
-        st.sampled_from(sorted(SELECTORS)).map(lambda name: [name]),
-        some_of(BLOCKS, 1),
-        some_of(TRANSFORMS, 2),
-        some_of(STOPS, 2),
-        some_of(REVISERS, 2),
-        some_of(SPECULATORS, 1),
+        st.sampled_from(sorted(named(Selector))).map(lambda name: [name]),
+        some_of(BlockPolicy, 1),
+        some_of(Transform, 2),
+        some_of(StopPolicy, 2),
+        some_of(Reviser, 2),
+        some_of(Speculator, 1),
     ),
     st.just("none") | st.sampled_from(sorted(CACHES)),
 )
@@ -222,11 +224,6 @@ def test_no_part_leaves_the_language_of_a_constraint(line: str, temperature: flo
             pass
         assert canvas.num_open == 0
         assert NoTwins.accepts(canvas.token_ids[1:].tolist())
-
-
-@pytest.mark.parametrize("kind", [TRANSFORMS, STOPS, REVISERS, BLOCKS])
-def test_every_part_is_listed_by_its_name(kind: dict[str, type]) -> None:
-    assert all(PARTS[name] is part and part.name == name for name, part in kind.items())
 
 
 def test_a_parameter_that_only_code_can_give_is_not_part_of_the_text() -> None:

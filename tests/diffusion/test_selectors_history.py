@@ -11,7 +11,8 @@ import torch
 
 from diffusion.exact_laws import ScriptedOracle, random_chain, random_joint, write
 from hasten.diffusion.canvas import Block, Canvas, Prediction
-from hasten.diffusion.selectors import CcdDs, Klass
+from hasten.diffusion.selectors.ccd_ds import CcdDs
+from hasten.diffusion.selectors.klass import Klass
 from hasten.diffusion.steps import DenoisingStep
 from hasten.diffusion.transforms.ccd_history import CcdHistory
 

@@ -13,7 +13,10 @@ from diffusion.exact_laws import JointOracle, random_chain, random_joint, write
 from hasten.diffusion.base import Selector
 from hasten.diffusion.canvas import Block, Canvas, DenoiserSpec, Prediction
 from hasten.diffusion.parse import parse_strategy
-from hasten.diffusion.selectors import Auto, EntropyBound, Factor, LocalLeap
+from hasten.diffusion.selectors.auto import Auto
+from hasten.diffusion.selectors.entropy_bound import EntropyBound
+from hasten.diffusion.selectors.factor import Factor
+from hasten.diffusion.selectors.local_leap import LocalLeap
 from hasten.diffusion.steps import DenoisingStep
 
 WORDS = 6

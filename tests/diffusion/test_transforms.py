@@ -17,7 +17,10 @@ from hasten.diffusion.canvas import Block, Canvas, DenoiserSpec, Prediction, Que
 from hasten.diffusion.defaults import reference_of
 from hasten.diffusion.parse import parse_strategy
 from hasten.diffusion.steps import DenoisingStep
-from hasten.diffusion.transforms import Credit, Guidance, Temperature, Unseen
+from hasten.diffusion.transforms.cfg import Guidance
+from hasten.diffusion.transforms.credit import Credit
+from hasten.diffusion.transforms.temperature import Temperature
+from hasten.diffusion.transforms.unseen import Unseen
 from hasten.errors import ConfigError
 
 SAMPLED = SamplingParams(temperature=1.0)

@@ -88,7 +88,7 @@ def info(
 def systems(as_json: AsJson = False) -> None:
     """Every implemented method: its paper, its guarantee, its module."""
     from hasten import constraints, drafters, models, policies, verify
-    from hasten.diffusion.systems import SYSTEMS as DIFFUSION
+    from hasten.diffusion.registry import SYSTEMS as DIFFUSION
 
     autoregressive = (*drafters.SYSTEMS, *policies.SYSTEMS, *models.SYSTEMS, *verify.SYSTEMS)
     all_systems = (*autoregressive, *DIFFUSION, *constraints.SYSTEMS)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from hasten.constraints.base import Constraint
-from hasten.core import Guarantee
+from hasten.core import Guarantee, System
 from hasten.diffusion.canvas import Block, Canvas, DenoiserSpec, Ids, Prediction, Query
 from hasten.diffusion.drawing import Drawing
 from hasten.diffusion.steps import NONE, DenoisingStep, Finish, Plan, Revision, Selection, Turn
@@ -46,6 +46,8 @@ class Policy(ABC):
     """What all policies share."""
 
     name: ClassVar[str]
+    systems: ClassVar[tuple[System, ...]] = ()
+    """the published methods that it is, or is part of"""
     wants: ClassVar[Wants] = "open"
     published_with: ClassVar[str | None] = None
     """the selector that goes with it where a caller names none"""

@@ -24,26 +24,10 @@ from hasten.diffusion.base import (
     Strategy,
     Transform,
 )
-from hasten.diffusion.blocks import BLOCKS
-from hasten.diffusion.caches import CACHES
 from hasten.diffusion.canvas import DenoiserSpec
 from hasten.diffusion.defaults import default_blocks
-from hasten.diffusion.revisers import REVISERS
-from hasten.diffusion.selectors import SELECTORS
-from hasten.diffusion.speculators import SPECULATORS
-from hasten.diffusion.stops import STOPS
-from hasten.diffusion.transforms import TRANSFORMS
+from hasten.diffusion.registry import CACHES, PARTS, named
 from hasten.errors import ConfigError
-
-PARTS: dict[str, type[Policy]] = {
-    **SELECTORS,
-    **BLOCKS,
-    **TRANSFORMS,
-    **STOPS,
-    **REVISERS,
-    **SPECULATORS,
-}
-"""everything that may stand before the "/" of a strategy's text"""
 
 
 def parse_strategy(text: str, spec: DenoiserSpec, helpers: Helpers = Helpers()) -> Strategy:
@@ -77,7 +61,7 @@ def _published_with(parts: list[Policy], helpers: Helpers) -> Selector:
     names = {one.published_with for one in parts if one.published_with is not None}
     if len(names) > 1:
         raise ConfigError(f"these parts come with different selectors; add one of {', '.join(sorted(names))}")
-    selector = _make(names.pop() if names else "static", SELECTORS, helpers)
+    selector = _make(names.pop() if names else "static", named(Selector), helpers)
     assert isinstance(selector, Selector)
     return selector
 

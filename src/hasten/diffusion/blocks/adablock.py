@@ -37,6 +37,7 @@ class AdaBlock(BlockPolicy):
     """
 
     name: ClassVar[str] = "adablock"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
     published_with: ClassVar[str | None] = "threshold"
     tau: float = 0.3
     size: int = 32

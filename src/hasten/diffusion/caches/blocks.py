@@ -41,6 +41,7 @@ class BlockCache(CachePolicy):
     """Where a token of an earlier block was changed, its block and all after it are computed again."""
 
     name: ClassVar[str] = "blocks"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
     guarantee: ClassVar[Guarantee] = "exact"
 
     @property

@@ -35,6 +35,7 @@ class DelayedCache(CachePolicy):
     """``interval``: every row is computed in each so many forward passes of a block."""
 
     name: ClassVar[str] = "dkv"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
     interval: int = 8
 
     def __post_init__(self) -> None:

@@ -37,6 +37,7 @@ class GreedyCache(DelayedCache):
     """``interval`` as in DelayedCache; ``window``: positions on both sides that are computed as well."""
 
     name: ClassVar[str] = "dkv-greedy"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
     interval: int = 2
     window: int = 4
 

@@ -28,6 +28,7 @@ class Dual(FrozenPrefix):
     """See FrozenPrefix; the rows after the block are kept as well."""
 
     name: ClassVar[str] = "dual"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
 
     @staticmethod
     def _active(turn: Turn) -> Mask:

@@ -46,6 +46,7 @@ class FreeCache(CachePolicy):
     """``refresh``: every row is computed at the start of each so many blocks; 0: of the first only."""
 
     name: ClassVar[str] = "freecache"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
     refresh: int = 0
 
     def __post_init__(self) -> None:

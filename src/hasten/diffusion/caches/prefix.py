@@ -34,6 +34,7 @@ class FrozenPrefix(CachePolicy):
     """``refresh``: every row is computed in each so many forward passes of a block; 0: in the first only."""
 
     name: ClassVar[str] = "prefix"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
     refresh: int = 0
 
     def __post_init__(self) -> None:

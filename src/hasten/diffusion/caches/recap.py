@@ -35,6 +35,7 @@ class Recap(CachePolicy):
     """``local``: local passes after each whole one."""
 
     name: ClassVar[str] = "recap"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
     local: int = 1
 
     def __post_init__(self) -> None:

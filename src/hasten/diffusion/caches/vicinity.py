@@ -34,6 +34,7 @@ class Vicinity(CachePolicy):
     """``radius`` positions on both sides of a block are computed with it, after ``warm_up`` whole passes."""
 
     name: ClassVar[str] = "vicinity"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
     radius: int = 16
     warm_up: int = 4
 

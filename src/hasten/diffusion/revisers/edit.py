@@ -43,6 +43,7 @@ class Edit(Reviser):
     """
 
     name: ClassVar[str] = "edit"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
     wants: ClassVar[Wants] = "block"
     published_with: ClassVar[str | None] = "threshold"
     tau: float = 0.9

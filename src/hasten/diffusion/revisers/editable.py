@@ -44,6 +44,7 @@ class Editable(Reviser):
     """Opens everything of the block again; each position goes on holding its token."""
 
     name: ClassVar[str] = "editable"
+    systems: ClassVar[tuple[System, ...]] = SYSTEMS
     published_with: ClassVar[str | None] = "unroll"
 
     def revise(self, step: DenoisingStep, selection: Selection, state: Any) -> Revision:

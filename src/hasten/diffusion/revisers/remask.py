@@ -47,6 +47,7 @@ class Remask(Reviser):
     """
 
     name: ClassVar[str] = "remask"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
     wants: ClassVar[Wants] = "block"
     published_with: ClassVar[str | None] = "threshold"
     tau: float = 0.3

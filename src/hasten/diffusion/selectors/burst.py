@@ -48,6 +48,7 @@ class Burst(Selector):
     """
 
     name: ClassVar[str] = "burst"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
     orders: int = 1
     seed: int = 0
 

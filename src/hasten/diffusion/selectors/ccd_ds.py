@@ -52,6 +52,7 @@ class CcdDs(Selector):
     """
 
     name: ClassVar[str] = "ccd-ds"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
     tokens: int = 1
     expand: float = 4.0
     warm_up: int = 5

@@ -34,6 +34,7 @@ class Dream(Selector):
     """A block in at most ``steps`` forward passes, in the order of ``order``, see Static."""
 
     name: ClassVar[str] = "dream"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
     steps: int = 512
     order: str = "entropy"
     eps: float = 1e-3

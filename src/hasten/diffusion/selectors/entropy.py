@@ -27,6 +27,7 @@ class Entropy(Selector):
     """Commits positions whose entropy is at most ``bound`` nats."""
 
     name: ClassVar[str] = "entropy"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
     bound: float = 0.5
 
     def __post_init__(self) -> None:

@@ -35,6 +35,7 @@ class EntropyBound(Selector):
     """Commits the surest positions whose entropies without the largest sum to at most ``gamma`` nats."""
 
     name: ClassVar[str] = "entropy-bound"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
     gamma: float = 0.1
 
     def __post_init__(self) -> None:

@@ -35,6 +35,7 @@ class Factor(Selector):
     """Commits the n surest candidates, for the largest n of which each has at least 1 - f / (n + 1)."""
 
     name: ClassVar[str] = "factor"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
     f: float = 1.0
 
     def __post_init__(self) -> None:

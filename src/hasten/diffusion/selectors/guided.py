@@ -52,6 +52,7 @@ class Guided(Selector):
     """
 
     name: ClassVar[str] = "guided"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
     top_k: int = 1
     guide: Guide = field(kw_only=True)
     eos_ids: tuple[int, ...] = ()

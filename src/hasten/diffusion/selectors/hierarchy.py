@@ -29,6 +29,7 @@ class Hierarchy(Selector):
     """Commits candidates of at least ``tau``, and the surest of each run of open positions above ``low``."""
 
     name: ClassVar[str] = "hierarchy"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
     tau: float = 0.9
     low: float = 0.4
 

@@ -40,6 +40,7 @@ class Joint(Selector):
     """
 
     name: ClassVar[str] = "joint"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
     wants_hidden: ClassVar[bool] = True
     tokens: int = 4
     sampler: Revealing = field(kw_only=True)

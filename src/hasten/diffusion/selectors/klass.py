@@ -47,6 +47,7 @@ class Klass(Selector):
     """
 
     name: ClassVar[str] = "klass"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
     tau: float = 0.9
     kl: float = 0.01
     history: int = 2

@@ -41,6 +41,7 @@ class Learn2PD(Selector):
     """
 
     name: ClassVar[str] = "learn2pd"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
     wants: ClassVar[Wants] = "block"
     accept: float = 0.96
     filter: ConfidenceFilter = field(kw_only=True)

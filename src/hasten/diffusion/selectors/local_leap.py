@@ -29,6 +29,7 @@ class LocalLeap(Selector):
     """Commits candidates of at least ``tau``, and of ``relaxed`` up to ``radius`` positions from those."""
 
     name: ClassVar[str] = "localleap"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
     tau: float = 0.9
     relaxed: float = 0.75
     radius: int = 4

@@ -38,6 +38,7 @@ class MaskGit(Selector):
     """A block in at most ``steps`` forward passes; ``temperature`` scales the noise, drawn from ``seed``."""
 
     name: ClassVar[str] = "maskgit"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
     steps: int = 8
     temperature: float = 4.5
     seed: int = 0

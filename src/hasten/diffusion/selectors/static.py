@@ -43,6 +43,7 @@ class Static(Selector):
     """
 
     name: ClassVar[str] = "static"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
     tokens: int = 1
     order: str = "confidence"
     seed: int = 0

@@ -38,6 +38,7 @@ class Threshold(Selector):
     """
 
     name: ClassVar[str] = "threshold"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
     tau: float = 0.9
 
     def __post_init__(self) -> None:

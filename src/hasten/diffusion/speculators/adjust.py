@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from hasten.core import System
 from hasten.diffusion.base import Helpers, Strategy
 from hasten.diffusion.canvas import DenoiserSpec
 from hasten.diffusion.revealing import Revealing, given_sampler, refuses_sampler, revealed
@@ -22,6 +23,7 @@ class Adjust(FreeDave):
     """At most ``depth`` canvases in one forward pass, the present one included."""
 
     name: ClassVar[str] = "adjust"
+    systems: ClassVar[tuple[System, ...]] = ()
     wants_hidden: ClassVar[bool] = True
     sampler: Revealing = field(kw_only=True)
 

@@ -35,6 +35,7 @@ class FreeDave(Speculator):
     """At most ``depth`` canvases in one forward pass, the present one included."""
 
     name: ClassVar[str] = "freedave"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
     guarantee: ClassVar[Guarantee] = "exact"
     depth: int = 4
 

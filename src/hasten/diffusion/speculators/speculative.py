@@ -53,6 +53,7 @@ class Speculative(Speculator):
     """
 
     name: ClassVar[str] = "speculative"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
     guarantee: ClassVar[Guarantee] = "distribution"
     depth: int = 8
 

@@ -38,6 +38,7 @@ class EndOfText(StopPolicy):
     """
 
     name: ClassVar[str] = "eot"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
     cuts_the_end: ClassVar[bool] = True
     tau: float = 0.9
     likeliest: bool = False

@@ -39,6 +39,7 @@ class Prophet(StopPolicy):
     """
 
     name: ClassVar[str] = "prophet"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
     wants: ClassVar[Wants] = "canvas"
     published_with: ClassVar[str | None] = "static"
     early: float = 7.5

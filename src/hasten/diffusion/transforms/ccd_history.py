@@ -46,6 +46,7 @@ class CcdHistory(Transform):
     """The mean law of the last ``depth`` forward passes of the block, the present one included."""
 
     name: ClassVar[str] = "ccd"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
     published_with: ClassVar[str | None] = "static:order=entropy"
     depth: int = 2
 

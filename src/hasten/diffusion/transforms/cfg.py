@@ -37,6 +37,7 @@ class Guidance(Transform):
     """
 
     name: ClassVar[str] = "cfg"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
     guarantee: ClassVar[Guarantee] = "exact"
     scale: float = 1.0
     spec: DenoiserSpec | None = None

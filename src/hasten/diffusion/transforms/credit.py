@@ -46,6 +46,7 @@ class Credit(Transform):
     """
 
     name: ClassVar[str] = "credit"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
     published_with: ClassVar[str | None] = "threshold"
     alpha: float = 0.7
     gamma: float = 0.2

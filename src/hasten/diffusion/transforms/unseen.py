@@ -37,6 +37,7 @@ class Unseen(Transform):
     """Predicts the ``tokens`` positions of the block that were written last without showing them."""
 
     name: ClassVar[str] = "unseen"
+    systems: ClassVar[tuple[System, ...]] = (SYSTEM,)
     wants: ClassVar[Wants] = "block"
     published_with: ClassVar[str | None] = "threshold"
     tokens: int = 32
