@@ -65,7 +65,9 @@ def compare(
 def one(folder: Path, dtype: str, forward: str, drafter: str, prompt: int, tokens: int) -> None:
     """Measure one forward in this process, which must be new."""
     before = resident_bytes("VmRSS")
-    language_model = hasten.load(str(folder), dtype=dtype, device="cpu", forward=forward, drafter=drafter)
+    language_model = hasten.load(
+        str(folder), dtype=dtype, device="cpu", forward=forward, drafter=drafter, prefix_cache=0
+    )
     loaded = resident_bytes("VmHWM")
     target = language_model.target
     token_ids = np.random.default_rng(0).integers(3, target.vocab_size, prompt).tolist()

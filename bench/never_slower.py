@@ -51,7 +51,7 @@ def main(
         for dtype in dtypes.split(","):
             how = {"forward": forward, "dtype": dtype}
             for found in _measure_model(
-                hasten.load(model, forward=forward, dtype=dtype),
+                hasten.load(model, forward=forward, dtype=dtype, prefix_cache=0),
                 words,
                 [int(one) for one in prompts.split(",")],
                 [int(one) for one in answers.split(",")],

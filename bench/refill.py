@@ -40,7 +40,7 @@ def main(
     least: Annotated[float, typer.Option(help="of plain speed, for every set and batch")] = 1.0,
     clock: Annotated[str, typer.Option(help="wall; or cpu, on a machine that others use too")] = "wall",
 ) -> None:
-    lm = hasten.load(model, forward=forward, dtype=dtype)
+    lm = hasten.load(model, forward=forward, dtype=dtype, prefix_cache=0)
     params = hasten.SamplingParams(max_new_tokens=tokens, temperature=temperature, seed=0)
     records = []
     for found in load_prompt_sets(prompts, lm.target.vocab_size):

@@ -122,6 +122,8 @@ class DecodeStats:
     rule_steps: Counter[str] = field(default_factory=Counter)
     rule_tokens: Counter[str] = field(default_factory=Counter)
     """kind of proposals -> steps, and tokens they gained, where the rule chose between several"""
+    num_known_tokens: int = 0
+    """of the prompt, that were not read again, because an earlier text that began so had cached them"""
     prefill_ms: float = 0.0
     draft_ms: float = 0.0
     forward_ms: float = 0.0
@@ -146,7 +148,7 @@ class DecodeStats:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready, derived values included."""
-        counters = {"num_steps", "num_tokens", "num_draft_tokens", "num_accepted_tokens"}
+        counters = {"num_known_tokens", "num_steps", "num_tokens", "num_draft_tokens", "num_accepted_tokens"}
         times = {"prefill_ms", "draft_ms", "forward_ms", "verify_ms", "other_ms"}
         return {
             **{name: getattr(self, name) for name in sorted(counters)},

@@ -283,14 +283,14 @@ def test_sharing_can_be_switched_off():
 def shared_lengths(monkeypatch):
     """Lengths of the prefixes that were shared since the test began."""
     lengths = []
-    prefill = SharedPrefixSession.prefill
+    reading = SharedPrefixSession.reading
 
     def spy(session, prompts, *rest):
-        found = prefill(session, prompts, *rest)
+        found = yield from reading(session, prompts, *rest)
         lengths.append(session.num_shared_tokens)
         return found
 
-    monkeypatch.setattr(SharedPrefixSession, "prefill", spy)
+    monkeypatch.setattr(SharedPrefixSession, "reading", spy)
     return lengths
 
 

@@ -159,7 +159,7 @@ class Checker:
     ) -> Iterator[Finding]:
         """Findings of one forward, the first about its scores; a refusal to run the model is no problem."""
         try:
-            language_model = load(self.folder, dtype=self.dtype, forward=forward)
+            language_model = load(self.folder, dtype=self.dtype, forward=forward, prefix_cache=0)
         except ConfigError as refusal:
             yield Finding(Case(self.dtype, forward, "refused", str(refusal), 0), 0, 0, 0.0)
             return

@@ -87,7 +87,7 @@ def _load_gguf(name: str, shape: str | None, **options: Any) -> tuple[LanguageMo
         raise ConfigError(
             f"shape={shape!r} does not go with a GGUF file; give it to `hasten export`, which writes the file"
         )
-    language_model = load(name, **options)
+    language_model = load(name, prefix_cache=0, **options)
     assert isinstance(language_model.target, GgufLM)
     return language_model, language_model.target.file.num_parameters
 

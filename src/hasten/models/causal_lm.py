@@ -183,6 +183,14 @@ class CausalLM(Target):
         return [*(process for process in own if type(process) not in replaced), *given]
 
     @property
+    def keeps_prefixes(self) -> Literal["exactly", "rounded", "never"]:
+        """See Target."""
+        if self.reads_source or self.probe.mode != "tree":
+            return "never"
+        is_fine = self.dtype in (torch.float32, torch.float64)
+        return "exactly" if is_fine or self.forward.rows_are_exact else "rounded"
+
+    @property
     def pass_kind(self) -> str:
         is_packed = any(isinstance(module, PackedLinear) for module in self.forward.model.modules())
         kind = type(self.forward).__name__

@@ -8,6 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence as AbstractSequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
 import numpy as np
 import torch
@@ -63,6 +64,15 @@ class Target(ABC):
     @abstractmethod
     def open(self, sequences: AbstractSequence[Sequence] = ()) -> Session:
         """A session for one batch."""
+
+    @property
+    def keeps_prefixes(self) -> Literal["exactly", "rounded", "never"]:
+        """Whether what one text cached may serve another one that begins alike.
+
+        "exactly": with the logits that reading it again would give; "rounded": as passes of other sizes round
+        them in 16 bits.
+        """
+        return "never"
 
     @property
     @abstractmethod

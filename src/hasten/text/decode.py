@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -14,7 +15,8 @@ from hasten.core import Acceptance, Sequence
 from hasten.drafters.base import Drafter
 from hasten.errors import ConfigError
 from hasten.logits import Draw, ForeseenSampler, Logits
-from hasten.models.sessions.session import Session, find
+from hasten.models.sessions.prefix_cache import PrefixCache
+from hasten.models.sessions.session import CopiesRows, Session, find
 from hasten.models.target import Target
 from hasten.policies import DraftPolicy
 from hasten.text.drafting import Draft, DraftingGroup, Gain, Method
@@ -60,11 +62,15 @@ class RunningBatch:
     Invariant between calls: of every text, each committed token but the last is in the target's cache; the
     last one is the root of the next tree. ``sequences`` are in the order of the session's rows. After an
     error inside ``read`` or ``step`` there is nothing left to do but to ``close`` it.
+
+    Args:
+        prefixes: what texts cached, for later ones that begin alike; of a model whose sessions give copies.
     """
 
-    def __init__(self, model: Target) -> None:
+    def __init__(self, model: Target, prefixes: PrefixCache | None = None) -> None:
         self.sequences: list[Sequence] = []
         self._model = model
+        self._prefixes = prefixes
         self._session: Session | None = None
         self._reading: Reading | None = None
         self._groups: list[DraftingGroup] = []
@@ -97,7 +103,7 @@ class RunningBatch:
         for sequence, method in entries:
             sequence.judge = method.verifier.judge(sequence)
         if entries:
-            self._reading = Reading(self._model, entries)
+            self._reading = Reading(self._model, entries, self._prefixes)
 
     def read(self, max_tokens: int | None = None) -> int:
         """Read the prompts of admitted texts, at least so many tokens of them, in whole chunks, or all.
@@ -214,6 +220,9 @@ class RunningBatch:
         rows, ended = _split(self.sequences)
         if not ended:
             return never_begun
+        for row, sequence in enumerate(self.sequences):
+            if sequence in ended:
+                self._keep_prefix(row)
         for group in self._groups:
             if mine := [sequence for sequence in ended if self._group_of[sequence] is group]:
                 group.end(mine)
@@ -227,6 +236,12 @@ class RunningBatch:
             self._session.select(rows)
             self._attach()
         return [*never_begun, *ended]
+
+    def _keep_prefix(self, row: int) -> None:
+        """Of a row, all that is cached may serve other texts."""
+        if self._prefixes is not None and isinstance(self._session, CopiesRows):
+            text = self.sequences[row].token_ids[:-1]
+            self._prefixes.add(text, partial(self._session.cached, row))
 
     def _close_session(self) -> None:
         session, self._session = self._session, None
@@ -269,6 +284,7 @@ class RunningBatch:
             self._started.append(sequence)
             group.begin(sequence, reading.candidates[row])
             new[group] += 1
+            self._keep_prefix(len(self.sequences) - 1)
         for group, count in new.items():
             group.policy.begin(reading.milliseconds, count / len(group.sequences))
         self._attach()

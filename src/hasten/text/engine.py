@@ -21,6 +21,7 @@ from hasten.models.encoder_decoder.target import target_of
 from hasten.models.forwards.choose import FORWARDS, prepare
 from hasten.models.llamacpp.target import is_gguf, load_gguf
 from hasten.models.loading import load_pretrained
+from hasten.models.sessions.prefix_cache import PrefixCache
 from hasten.models.superposed import Completion, NgramTables, complete
 from hasten.models.target import Target
 from hasten.models.vocabulary import vocabulary_fingerprint
@@ -31,9 +32,10 @@ from hasten.text.pricing import Prices
 from hasten.text.reading import Entry
 from hasten.text.requests import Job, Piece, Prompt, Requests
 from hasten.text.scheduler import Scheduler
-from hasten.values import at_least_one
+from hasten.values import at_least_one, whole
 from hasten.verify import Verifier, find_verifier
 
+_PREFIX_BYTES = 256 * 2**20
 Trace = Callable[[Step], None]
 
 
@@ -50,6 +52,7 @@ def load(
     draft_device: str | None = None,
     draft_vocab: str | os.PathLike[str] | None = None,
     forward: str = "auto",
+    prefix_cache: int | str = "auto",
     trust_remote_code: bool = False,
 ) -> LanguageModel:
     """Load a model to write with.
@@ -71,6 +74,10 @@ def load(
             "compiled" runs whole passes in compiled code; on a GPU, "graphs" replays recorded passes; "auto"
             measures which is fastest. A transformers model given as an object is never changed: it runs as it
             is, or recorded on request; its weights must then stay where they are.
+        prefix_cache: bytes in which keys and values of earlier texts are kept, so that a text that begins
+            alike (a chat's next turn, a system prompt) reads only what is new; 0 keeps none. "auto" is 256
+            MiB where that changes no logit and the model was loaded here, so that nobody else changes its
+            weights.
         trust_remote_code: allow a hub repository to run its own code.
 
     Raises:
@@ -88,7 +95,11 @@ def load(
         draft = load_draft(draft, target=target, target_tokenizer=tokenizer, **options)
     elif draft_device is not None or draft_vocab is not None:
         raise ConfigError("draft_device and draft_vocab go with a draft model; give draft= too")
-    language_model = LanguageModel(target, tokenizer, drafter=drafter, index=index, draft=draft)
+    if prefix_cache == "auto" and not isinstance(model, str | os.PathLike):
+        prefix_cache = 0
+    language_model = LanguageModel(
+        target, tokenizer, drafter=drafter, index=index, draft=draft, prefix_cache=prefix_cache
+    )
     if store is not None:
         language_model.load_store(store)
     return language_model
@@ -145,6 +156,7 @@ class LanguageModel:
         drafter: str | Drafter = "auto",
         index: str | os.PathLike[str] | None = None,
         draft: Any = None,
+        prefix_cache: int | str = 0,
     ) -> None:
         self.target = target
         self.tokenizer = tokenizer
@@ -154,6 +166,7 @@ class LanguageModel:
         self._policies: dict[tuple[str, str], DraftPolicy] = {}
         self._fixed_sizes: dict[int, DraftPolicy] = {}
         self._fingerprint: str | None = None
+        self._prefix_cache = _prefix_bytes(prefix_cache)
         opened = None if index is None else open_index(index, self.fingerprint)
         if draft is not None:
             draft = load_draft(draft, target=target, target_tokenizer=tokenizer)
@@ -302,12 +315,14 @@ class LanguageModel:
         load_store(path, self.drafter(drafter), self.fingerprint, self.target.vocab_size)
 
     def forget(self) -> None:
-        """Drop everything that drafters kept of prompts and texts so far; the next call starts as the first.
+        """Drop all that was kept of prompts and texts so far; the next call starts as the first.
 
         Saved stores stay (``hasten store FILE --forget``), and so does what a Drafter object of yours learnt.
         """
         self._drafters.clear()
         self._policies.clear()
+        if self._prefixes is not None:
+            self._prefixes.clear()
 
     @property
     def fingerprint(self) -> str:
@@ -327,7 +342,7 @@ class LanguageModel:
 
         At most ``batch_size`` are written side by side; where one ends, the next joins.
         """
-        with closing(Scheduler(self.target, max_batch=batch_size)) as scheduler:
+        with closing(Scheduler(self.target, max_batch=batch_size, prefixes=self._prefixes)) as scheduler:
             for sequence, method in entries:
                 scheduler.submit(sequence, method)
             while scheduler.has_work:
@@ -361,6 +376,21 @@ class LanguageModel:
             self._policies[key] = POLICIES[drafting.policy](self._prices.cost)
         return self._policies[key]
 
+    @cached_property
+    def _prefixes(self) -> PrefixCache | None:
+        """What texts cached. Raises ConfigError where it was asked for and cannot be had."""
+        if not self._prefix_cache:
+            return None
+        kept = self.target.keeps_prefixes
+        if self._prefix_cache == "auto":
+            return PrefixCache(_PREFIX_BYTES) if kept == "exactly" else None
+        if kept == "never":
+            raise ConfigError(
+                f"prefix_cache={self._prefix_cache} does not go with {self.target.architecture}, whose cache "
+                "cannot be taken apart by tokens; leave it out"
+            )
+        return PrefixCache(int(self._prefix_cache))
+
     @property
     def _has_prices(self) -> bool:
         """Whether anything was drafted that has a price."""
@@ -370,6 +400,16 @@ class LanguageModel:
     def _prices(self) -> Prices:
         """Measured, unless an earlier run did, when the first text is drafted."""
         return Prices(self.target)
+
+
+def _prefix_bytes(prefix_cache: int | str) -> int | str:
+    """Raises ConfigError for anything but "auto" or a number of bytes."""
+    if prefix_cache == "auto":
+        return prefix_cache
+    size = whole(prefix_cache, "prefix_cache", 'bytes, 0 or more, or "auto"')
+    if size < 0:
+        raise ConfigError(f'prefix_cache={size} cannot work; give bytes, 0 or more, or "auto"')
+    return size
 
 
 def _params_of(params: Any, num_prompts: int) -> SamplingParams | list[SamplingParams]:

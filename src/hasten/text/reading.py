@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from hasten.core import Sequence, TopCandidates
 from hasten.models.forwards.forward import PREFILL_CHUNK
+from hasten.models.sessions.prefix_cache import PrefixCache
+from hasten.models.sessions.session import RowCache
 from hasten.models.target import Target
 from hasten.policies import telling_positions
 from hasten.text.drafting import Method
@@ -21,7 +23,7 @@ Entry = tuple[Sequence, Method]
 class Reading:
     """Texts whose prompts are being read side by side."""
 
-    def __init__(self, model: Target, entries: list[Entry]) -> None:
+    def __init__(self, model: Target, entries: list[Entry], prefixes: PrefixCache | None = None) -> None:
         self.entries = entries
         self.milliseconds = 0.0
         """that reading took"""
@@ -29,7 +31,13 @@ class Reading:
         """those that drafters asked for, one a text, when all is read"""
         self.session = model.open([sequence for sequence, _ in entries])
         self._model = model
-        self._num_left = sum(len(sequence.token_ids) - 1 for sequence, _ in entries)
+        self._known: list[RowCache | None] = [None] * len(entries)
+        if prefixes is not None:
+            self._known = [prefixes.find(sequence.token_ids[:-1]) for sequence, _ in entries]
+        num_known = [0 if known is None else len(known.positions) for known in self._known]
+        for (sequence, _), count in zip(entries, num_known, strict=True):
+            sequence.stats.num_known_tokens = count
+        self._num_left = sum(len(sequence.token_ids) - 1 for sequence, _ in entries) - sum(num_known)
         self._steps = self._read()
 
     def advance(self, max_tokens: int | None) -> tuple[int, bool]:
@@ -54,7 +62,7 @@ class Reading:
         prompts = [sequence.token_ids for sequence, _ in self.entries]
         top_k = max(method.drafter.top_k for _, method in self.entries)
         positions = _wanted(self.entries) if top_k else None
-        self.candidates = yield from self.session.reading(prompts, top_k, positions)
+        self.candidates = yield from self.session.reading(prompts, top_k, positions, self._known)
 
 
 def _wanted(entries: list[Entry]) -> list[NDArray[np.int64]] | None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from hasten.core import Sequence
 from hasten.models.forwards.forward import PREFILL_CHUNK
+from hasten.models.sessions.prefix_cache import PrefixCache
 from hasten.models.target import Target
 from hasten.text.decode import RunningBatch, Step
 from hasten.text.drafting import Method
@@ -28,12 +29,20 @@ class Scheduler:
         max_batch: texts that are written side by side.
         prefill_tokens: prompt tokens that are read between two steps, rounded up to whole chunks, so that
             texts which are being written do not wait long for those that join.
+        prefixes: see ``RunningBatch``.
     """
 
-    def __init__(self, model: Target, *, max_batch: int = 16, prefill_tokens: int = PREFILL_CHUNK) -> None:
+    def __init__(
+        self,
+        model: Target,
+        *,
+        max_batch: int = 16,
+        prefill_tokens: int = PREFILL_CHUNK,
+        prefixes: PrefixCache | None = None,
+    ) -> None:
         self._max_batch = max_batch
         self._prefill_tokens = prefill_tokens
-        self._batch = RunningBatch(model)
+        self._batch = RunningBatch(model, prefixes)
         self._waiting: deque[Entry] = deque()
         self._was_cancelled = False
 

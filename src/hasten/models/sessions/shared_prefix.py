@@ -76,8 +76,7 @@ class SharedPrefixSession(ReadsAtOnce):
     ) -> Reading:
         length = common_length(prompts)
         is_worth_it = length >= self._min_prefix and length * (len(prompts) - 1) >= self._min_saved
-        is_known = known is not None and any(one is not None for one in known)
-        if is_known or not is_worth_it or not self._is_allowed():
+        if not is_worth_it or not self._is_allowed():
             self._prefix, self._rows = None, TreeSession(self._forward)
             return (yield from self._rows.reading(prompts, top_k, positions, known))
         self._prefix = TreeSession(self._forward)
@@ -87,7 +86,10 @@ class SharedPrefixSession(ReadsAtOnce):
             own = [
                 among(of_one, length, len(prompt)) for of_one, prompt in zip(positions, prompts, strict=True)
             ]
-        of_prefix = yield from self._prefix.reading([prompts[0][: length + 1]], top_k, shared)
+        begun = [one for one in known or [] if one is not None]
+        longest = max(begun, key=lambda one: len(one.positions), default=None)
+        of_one: list[RowCache | None] = [None if longest is None else longest.between(0, length)]
+        of_prefix = yield from self._prefix.reading([prompts[0][: length + 1]], top_k, shared, of_one)
         prefix = Prefix(self._prefix.states(), length)
         self._rows = TreeSession(_ForwardOverPrefix(self._forward.model, prefix))
         of_rows = yield from self._rows.reading([prompt[length:] for prompt in prompts], top_k, own)
