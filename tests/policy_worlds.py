@@ -92,6 +92,37 @@ class World:
             self.learning.append(policy.is_learning)
         return self.total_ms / self.plain_ms
 
+    def write_apart(self, policy, num_tokens, drafts, prompt_length=16):
+        """Texts of unequal sequences in passes without padding, each until it has so many tokens."""
+        written, step, others = [0] * len(drafts), 0, self.draft
+        policy.begin(0.0)
+        while active := [row for row, count in enumerate(written) if count < num_tokens]:
+            contexts = [prompt_length + written[row] for row in active]
+            budget = policy.budget(contexts, pads_rows=False)
+            drafted = []
+            for row in active:
+                self.draft = drafts[row]
+                drafted.append(self._draft(step, budget))
+            trees = policy.choose([tree for tree, _ in drafted])
+            accepted = [
+                min(right, len(tree), num_tokens - written[row] - 1)
+                for row, (_, right), tree in zip(active, drafted, trees, strict=True)
+            ]
+            rows = len(active) + sum(map(len, trees))
+            forward = self.pass_ms(rows, sum(contexts) / len(contexts)) * self._jitter()
+            drafting = self.propose_ms if budget else self.upkeep_ms * policy.is_learning
+            policy.observe(rows, forward, drafting, accepted, self.other_ms)
+            self.total_ms += forward + drafting + self.other_ms
+            for row, count in zip(active, accepted, strict=True):
+                written[row] += 1 + count
+            self.sizes.append([len(tree) for tree in trees] if budget else None)
+            step += 1
+        self.draft = others
+        self.plain_ms += sum(
+            self.pass_ms(len(drafts), prompt_length + token) + self.other_ms for token in range(num_tokens)
+        )
+        return self.total_ms / self.plain_ms
+
     def _draft(self, step, budget):
         if not budget:
             return DraftTree(), 0

@@ -319,7 +319,7 @@ class Resting(FixedPolicy):
         super().__init__(4)
         self._asks, self._learns = itertools.cycle(asks), itertools.cycle(learns)
 
-    def budget(self, contexts=(), num_others=0):
+    def budget(self, contexts=(), num_others=0, *, pads_rows=True):
         budget = 4 * next(self._asks)
         self.is_learning = budget > 0 or next(self._learns)
         return budget

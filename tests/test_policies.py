@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -255,6 +257,55 @@ def test_a_batch_shares_one_width():
         chosen = policy.choose([tree.head(budget) for tree in trees])
     assert len(chosen[0]) == len(chosen[1])
     assert len(chosen[2]) == min(3, len(chosen[0]))
+
+
+@pytest.mark.parametrize("row_ms", [0.05, 0.3, 1.0])
+@pytest.mark.parametrize("chances", [(0.9, 0.01), (0.9, 0.6, 0.3), (0.5, 0.5), (0.95, 0.0, 0.0, 0.0)])
+def test_rows_without_padding_go_where_they_gain_most(chances, row_ms):
+    """As the best of all ways to share them out."""
+    count, most = len(chances), 5
+    policy = told(linear(row_ms))
+    policy.cost.observe(count, linear(row_ms)(count), 16, count)
+    policy.begin(10_000)
+    policy.budget([16] * count, pads_rows=False)
+    trees = [chain(chance, most) for chance in chances]
+    found = [len(tree) for tree in policy.choose(trees)]
+    prices = policy.cost(np.arange(1, count * (most + 1) + 1), 16, count)
+
+    def speed(sizes):
+        tokens = [1 + tree.scores[:size].sum() for tree, size in zip(trees, sizes, strict=True)]
+        return count / sum(1 / each for each in tokens) / prices[count + sum(sizes) - 1]
+
+    best = max(speed(sizes) for sizes in itertools.product(range(most + 1), repeat=count))
+    assert speed(found) == pytest.approx(best, rel=0.01)
+
+
+@pytest.mark.parametrize("row_ms", [0.05, 0.5, 3.0])
+@pytest.mark.parametrize(
+    "drafts",
+    [
+        [honest(0.9), honest(0.1)],
+        [honest(0.95), *[boasting(0.9)] * 3],
+        [boasting(0.99)] * 8,
+        [honest(0.7)] * 8,
+        [alternating([honest(0.9), boasting(0.9)], 25)] * 4,
+    ],
+)
+def test_unequal_sequences_are_never_slower_than_plain(drafts, row_ms):
+    world = World(linear(row_ms), None, noise=0.02)
+    policy = told(world.pass_ms)
+    for _ in range(3):
+        world.write_apart(policy, 150, drafts)
+    assert world.total_ms <= 1.03 * world.plain_ms + 2 * world.pass_ms(len(drafts), 16)
+
+
+def test_a_lucky_sequence_beside_unlucky_ones_is_drafted_for():
+    world = World(linear(0.3), None)
+    world.write_apart(told(world.pass_ms), 400, [honest(0.95), *[boasting(0.05, 0.0)] * 3])
+    drafted = [sizes for sizes in world.sizes if sizes and len(sizes) == 4]
+    lucky, *unlucky = np.mean(drafted[20:], axis=0)
+    assert lucky > 2
+    assert lucky > 3 * max(unlucky)
 
 
 def test_the_more_sequences_share_a_pass_the_smaller_their_trees():

@@ -29,11 +29,12 @@ class DraftPolicy(Protocol):
         """
         ...
 
-    def budget(self, contexts: Sequence[int] = (), num_others: int = 0) -> int:
+    def budget(self, contexts: Sequence[int] = (), num_others: int = 0, *, pads_rows: bool = True) -> int:
         """How many nodes a sequence's drafter should propose now; 0: do not ask it.
 
         contexts: how many tokens each sequence of this policy has.
         num_others: sequences in the same pass that another policy decides for.
+        pads_rows: whether the pass is as wide as its widest row; else it has the rows that are asked for.
         """
         ...
 
@@ -56,7 +57,7 @@ class DraftPolicy(Protocol):
     ) -> None:
         """What the step cost, and how many draft tokens of each sequence of this policy were accepted.
 
-        ``num_rows`` counts padded rows of the whole batch, those a drafter added to its trees included.
+        ``num_rows`` counts rows of the whole pass, with padding that is computed and rows a drafter added.
         ``draft_ms`` is what the drafter took, to propose and to learn; ``other_ms`` is the rest of the step.
         """
         ...
@@ -79,7 +80,7 @@ class FixedPolicy:
     def begin(self, prefill_ms: float, share: float = 1.0) -> None:
         """A fixed size spends what it spends."""
 
-    def budget(self, contexts: Sequence[int] = (), num_others: int = 0) -> int:
+    def budget(self, contexts: Sequence[int] = (), num_others: int = 0, *, pads_rows: bool = True) -> int:
         return self._num_draft_tokens
 
     def choose(self, trees: list[DraftTree]) -> list[DraftTree]:

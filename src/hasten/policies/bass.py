@@ -45,7 +45,7 @@ class BassPolicy:
     def begin(self, prefill_ms: float, share: float = 1.0) -> None:
         """The length goes on from text to text."""
 
-    def budget(self, contexts: Sequence[int] = (), num_others: int = 0) -> int:
+    def budget(self, contexts: Sequence[int] = (), num_others: int = 0, *, pads_rows: bool = True) -> int:
         return self._length
 
     def choose(self, trees: list[DraftTree]) -> list[DraftTree]:

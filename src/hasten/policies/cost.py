@@ -45,8 +45,9 @@ _UPKEEP_EVERY = 64
 class CostPolicy:
     """Maximises expected tokens per second, step by step, of what the account covers.
 
-    All sequences of a batch get trees of at most the same size, because a pass is as wide as its widest row.
-    What is maximised is the harmonic mean of their speeds: the time a token takes, over all sequences alike.
+    Where a pass is as wide as its widest row, all sequences of a batch get trees of at most the same size.
+    Where it is not, one budget of rows is given to all, node by node, where another one gains most. What is
+    maximised is the harmonic mean of their speeds: the time a token takes, over all sequences alike.
 
     A tree whose tokens were sampled is never cut: what is cut off would depend on what was drawn, and the law
     of the text with it. How large such trees are made follows what the sizes of earlier ones were worth.
@@ -66,8 +67,9 @@ class CostPolicy:
         self._extra_rows = 0.0  # moving average of the rows a sequence's drafter adds to its tree
         self._trust = Trust()
         self._context, self._batch, self._num_others = 0.0, 1, 0
+        self._pads_rows = True
         self._usual_size = float(min(_FIRST_SIZE, max_draft_tokens))
-        self._size = 0
+        self._size = 0.0  # nodes of a tree, on average where passes are not padded
         self._is_sampled = False
         self._is_asking = False
         self._since_plain = 0
@@ -83,8 +85,8 @@ class CostPolicy:
     def begin(self, prefill_ms: float, share: float = 1.0) -> None:
         self.account.begin(prefill_ms, share)
 
-    def budget(self, contexts: Sequence[int] = (), num_others: int = 0) -> int:
-        self._num_others = num_others
+    def budget(self, contexts: Sequence[int] = (), num_others: int = 0, *, pads_rows: bool = True) -> int:
+        self._num_others, self._pads_rows = num_others, pads_rows
         if contexts:
             self._batch, self._context = len(contexts) + num_others, sum(contexts) / len(contexts)
         self._look_up_prices()
@@ -97,6 +99,8 @@ class CostPolicy:
                 -1
             ]
         )
+        if not pads_rows:
+            room = min(room * self._batch, self._max_draft_tokens)  # all of it may go to one sequence
         usual = 2 + self._usual_size if self._is_sampled else 8 + 2 * self._usual_size
         return int(min(room, usual))
 
@@ -108,12 +112,14 @@ class CostPolicy:
             self._batch = len(trees) + self._num_others
             self._look_up_prices()
         self._is_sampled = any(tree.draft_probs is not None for tree in trees)
-        size = self._best_size(trees)
+        sizes = self._best_sizes(trees)
+        size = max(sizes)
         is_all = 0 < size == max(map(len, trees))
         self._usual_size += 0.1 * ((2 * size + 2 if is_all else size) - self._usual_size)
         if not self._is_sampled:
-            trees = [tree.head(size) for tree in trees]
-        self._size = max(map(len, trees))
+            trees = [tree.head(count) for tree, count in zip(trees, sizes, strict=True)]
+        lengths = [len(tree) for tree in trees]
+        self._size = max(lengths) if self._pads_rows else sum(lengths) / self._batch
         self._trust.promise(sum(float(tree.scores.sum()) for tree in trees))
         return trees
 
@@ -162,7 +168,10 @@ class CostPolicy:
             self._nap -= 1
             return False
         risks = self._risks(np.full_like(self._prices.losses, self._promised.value))
-        covers = self.account.covers(float(risks[1:].min(initial=np.inf)), self._prices.plain_ms)
+        least = float(risks[1:].min(initial=np.inf))
+        if not self._pads_rows and len(risks) > 1:  # a single node of one sequence
+            least = min(least, float(risks[0] + (risks[1] - risks[0]) / self._batch))
+        covers = self.account.covers(least, self._prices.plain_ms)
         is_due = self._since_plain >= max(_PLAIN_AFTER, (self._gain.value - 1) / _PLAIN_SHARE)
         if is_due or not self.cost.is_measured(self._context, self._batch):
             return False  # without the price of a plain step every draft would seem cheap
@@ -191,29 +200,59 @@ class CostPolicy:
         prices.losses = prices.times - prices.plain_ms
         prices.losses[rows > _UNKNOWN * self.cost.most_rows] = np.inf
 
-    def _best_size(self, trees: Sequence[DraftTree]) -> int:
-        """Nodes a tree, of those the account covers."""
+    def _best_sizes(self, trees: Sequence[DraftTree]) -> list[int]:
+        """Nodes of each tree, of those the account covers."""
         largest = min(self._max_draft_tokens, max(map(len, trees)))
         gained = np.zeros((len(trees), largest + 1))
         for row, tree in enumerate(trees):
             best_first = tree.scores if tree.draft_probs is None else -np.sort(-tree.scores)
             gained[row, 1 : 1 + len(tree)] = best_first[:largest]
-        # Harmonic, not plain sum: what a lucky sequence gains does not repay those that wait for the pass.
         tokens = 1 + self._trust.share * gained.cumsum(axis=1)
-        tokens = (len(trees) + self._num_others) / (self._num_others + (1 / tokens).sum(axis=0))
-        self._promised.observe(float(tokens[-1]) - 1)
-        speeds = tokens / self._prices.times[: largest + 1]
-        too_dear = self._risks(tokens - 1) > self.account.credit
-        too_dear[0] = False
-        return int(np.argmax(np.where(too_dear, 0.0, speeds)))
+        # Harmonic, not plain sum: what a lucky sequence gains does not repay those that wait for the pass.
+        waits = 1 / tokens
+        self._promised.observe(float(self._mean_tokens(waits[:, -1].sum())) - 1)
+        if self._pads_rows:
+            speed = self._speeds(self._mean_tokens(waits.sum(axis=0)), np.arange(largest + 1))
+            return [int(np.argmax(speed))] * len(trees)
+        # What the next node of each tree saves; never more than the one before, so that heads are chosen.
+        saved = np.minimum.accumulate(waits[:, :-1] - waits[:, 1:], axis=1)
+        order = np.argsort(-saved, axis=None, kind="stable")
+        left = waits[:, 0].sum() - np.concatenate(([0.0], saved.ravel()[order].cumsum()))
+        speed = self._speeds(self._mean_tokens(left), np.arange(len(left)) / self._batch)
+        chosen = order[: int(np.argmax(speed))]
+        sizes: list[int] = np.bincount(chosen // max(largest, 1), minlength=len(trees)).tolist()
+        return sizes
+
+    def _mean_tokens(self, waits: NDArray[np.float64] | np.float64) -> NDArray[np.float64]:
+        """Harmonic mean over all sequences of the pass; others write one token each."""
+        found: NDArray[np.float64] = self._batch / (self._num_others + np.asarray(waits))
+        return found
+
+    def _speeds(
+        self, tokens: NDArray[np.float64], sizes: NDArray[np.signedinteger] | NDArray[np.floating]
+    ) -> NDArray[np.float64]:
+        """Tokens a millisecond with trees of these sizes on average; 0 where that is not covered."""
+        grid = np.arange(len(self._prices.times))
+        # An unknown price is no number between two known ones.
+        losses = np.where(
+            np.isinf(self._prices.losses[np.ceil(sizes).astype(np.int64)]),
+            np.inf,
+            np.interp(sizes, grid, np.nan_to_num(self._prices.losses, posinf=0.0)),
+        )
+        is_too_dear = losses - self._sure(tokens - 1) > self.account.credit
+        is_too_dear[0] = False
+        return np.where(is_too_dear, 0.0, tokens / np.interp(sizes, grid, self._prices.times))
 
     def _risks(self, expected: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What the account has to cover for trees of 0, 1, 2, ... nodes, expected to gain so many tokens.
+        """What the account has to cover for trees of 0, 1, 2, ... nodes, expected to gain so many tokens."""
+        return self._prices.losses[: len(expected)] - self._sure(expected)
 
-        Half of what is expected counts, up to a plain step: that much the account may be overdrawn, once.
+    def _sure(self, expected: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Of what is expected to be gained, what counts as if it were: half, up to a plain step.
+
+        That much the account may be overdrawn, once.
         """
-        sure = np.minimum(_SURE * expected, 1.0) * self._prices.plain_ms
-        return self._prices.losses[: len(expected)] - sure
+        return np.minimum(_SURE * expected, 1.0) * self._prices.plain_ms
 
 
 class _Prices:

@@ -16,7 +16,7 @@ from hasten.drafters.base import Drafter
 from hasten.errors import ConfigError
 from hasten.logits import Draw, ForeseenSampler, Logits
 from hasten.models.sessions.prefix_cache import PrefixCache
-from hasten.models.sessions.session import CopiesRows, Session, find
+from hasten.models.sessions.session import CopiesRows, Session, find, num_rows_run
 from hasten.models.target import Target
 from hasten.policies import DraftPolicy
 from hasten.text.drafting import Draft, DraftingGroup, Gain, Method
@@ -179,17 +179,17 @@ class RunningBatch:
             rows = self._rows_of(group)
             group.hear([gains[row] for row in rows], [logits[row] for row in rows])
         clock.spent["draft"] = sum(group.draft_ms for group in self._groups)
-        self._judge(trees, acceptances, clock.spent["forward"], clock.spent["verify"] + clock.rest)
+        num_rows = num_rows_run(session, trees)
+        self._judge(num_rows, acceptances, clock.spent["forward"], clock.spent["verify"] + clock.rest)
         ended += self._retire()
         clock.spent["other"] = clock.rest
         _account(gains, clock.spent)
         return Step(gains, clock.spent, started, ended)
 
     def _judge(
-        self, trees: list[DraftTree], acceptances: list[Acceptance], forward_ms: float, other_ms: float
+        self, num_rows: int, acceptances: list[Acceptance], forward_ms: float, other_ms: float
     ) -> None:
         """Tell the policies what the step cost and gained."""
-        num_rows = len(trees) * (max(map(len, trees)) + 1)
         for group in self._groups:
             num_accepted = [len(acceptances[row].path) for row in self._rows_of(group)]
             group.policy.observe(num_rows, forward_ms, group.draft_ms, num_accepted, other_ms)

@@ -18,7 +18,7 @@ from hasten.drafters.base import (
     fork_text,
 )
 from hasten.logits import Logits
-from hasten.models.sessions.session import Session
+from hasten.models.sessions.session import Session, pads_rows
 from hasten.policies import DraftPolicy
 from hasten.tree import DraftTree
 from hasten.verify import VERIFIERS, Verifier
@@ -104,7 +104,8 @@ class DraftingGroup:
         """
         self.draft_ms = 0.0
         with self._timed():
-            budget = self.policy.budget([len(each.token_ids) for each in self.sequences], num_others)
+            contexts = [len(each.token_ids) for each in self.sequences]
+            budget = self.policy.budget(contexts, num_others, pads_rows=pads_rows(session))
             if self.policy.is_learning:
                 self._tell()
             trees = [session.fit(tree) for tree in self._propose(budget)]

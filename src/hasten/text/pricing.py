@@ -27,7 +27,7 @@ from hasten.files import write_text
 from hasten.models.target import Target
 from hasten.policies import ForwardCost, PromptPrices
 
-_VERSION = 1
+_VERSION = 2
 _SECONDS = 2.0
 _ROWS = (1, 2, 8, 16, 4, 32, 64)
 """The first say most."""

@@ -47,6 +47,8 @@ class Forward:
     """whether passes are computed by torch's operations"""
     rows_are_exact = False
     """whether the logits of a token have the same bits whatever else is in its pass"""
+    pads_rows = True
+    """whether every row of a pass costs as much as the widest one"""
     can_pack_prompts = True
     """whether several prompts may lie in one row of a pass"""
     _prefix = ""

@@ -161,6 +161,9 @@ class GgufSession(ReadsAtOnce):
             yield len(token_ids[chunk])
         return join_candidates(found)
 
+    pads_rows = False
+    """See RaggedSession."""
+
     def fit(self, tree: DraftTree) -> DraftTree:
         """Cut to the leaves and nodes there is room for; a sampled tree that is too large, to a chain.
 

@@ -58,6 +58,9 @@ class ChainSession(ReadsAtOnce):
             found.append((yield from row.reading(top_k, None if positions is None else positions[index])))
         return found
 
+    pads_rows = False
+    """See RaggedSession."""
+
     def fit(self, tree: DraftTree) -> DraftTree:
         return best_chain(tree) if self._drafts else DraftTree()
 

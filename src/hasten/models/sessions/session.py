@@ -175,3 +175,24 @@ def find(
     if logits[0].whole().device.type != "cpu":
         ask_all(logits, draws, top_k)
     return logits
+
+
+@runtime_checkable
+class RaggedSession(Session, Protocol):
+    """A session that knows whether its passes compute padding."""
+
+    @property
+    def pads_rows(self) -> bool:
+        """Whether every row of a pass costs as much as the widest one."""
+        ...
+
+
+def pads_rows(session: Session) -> bool:
+    """Whether every row of a pass costs as much as the widest one, as it does where nothing else is known."""
+    return session.pads_rows if isinstance(session, RaggedSession) else True
+
+
+def num_rows_run(session: Session, trees: list[DraftTree]) -> int:
+    """Rows that a pass over these trees computes: roots, nodes, and what pads them."""
+    sizes = [len(tree) + 1 for tree in trees]
+    return len(sizes) * max(sizes) if pads_rows(session) else sum(sizes)

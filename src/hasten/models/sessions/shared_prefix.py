@@ -95,6 +95,11 @@ class SharedPrefixSession(ReadsAtOnce):
         of_rows = yield from self._rows.reading([prompt[length:] for prompt in prompts], top_k, own)
         return [join_candidates([*_parts(of_prefix[0], 0), *_parts(row, length)]) for row in of_rows]
 
+    @property
+    def pads_rows(self) -> bool:
+        """See RaggedSession."""
+        return self._rows.pads_rows
+
     def fit(self, tree: DraftTree) -> DraftTree:
         return self._rows.fit(tree)
 

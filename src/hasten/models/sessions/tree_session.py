@@ -220,6 +220,11 @@ class TreeSession(ReadsAtOnce):
         slots = [slots.start + self._wanted[prompt] for prompt, slots in row.places()]
         return among(np.concatenate(slots), start, start + count)
 
+    @property
+    def pads_rows(self) -> bool:
+        """See RaggedSession."""
+        return self._forward.pads_rows
+
     def fit(self, tree: DraftTree) -> DraftTree:
         return tree
 

@@ -40,6 +40,7 @@ class CompiledForward(Forward):
 
     runs_modules = False
     rows_are_exact = True
+    pads_rows = False
 
     def __init__(self, model: Any, plan: CompiledModel) -> None:
         super().__init__(model)
