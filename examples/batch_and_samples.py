@@ -11,9 +11,9 @@ for prompt, output in zip(
     print(repr(prompt), "->", repr(output.text))
 
 params = hasten.SamplingParams(max_new_tokens=16, temperature=0.8, top_p=0.95, n=3, seed=7)
-samples = lm.generate("The little fox", params)
+samples = lm.generate(["The little fox"], params)
 for sample in samples:
     print("sample:", repr(sample.text))
 
-again = lm.generate("The little fox", params, drafter="off")
+again = lm.generate(["The little fox"], params, drafter="off")
 print("the same samples without drafts:", [s.text for s in samples] == [s.text for s in again])

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from hasten.calls import answer, asked_texts, interruptible, require_one_sample, stop_token_ids
+from hasten.calls import (
+    answer,
+    asked_texts,
+    interruptible,
+    require_one_output,
+    require_one_sample,
+    stop_token_ids,
+)
 from hasten.core import SamplingParams, prompt_seeds
 from hasten.errors import ConfigError, GenerationInterrupted, PromptError
 
@@ -45,6 +52,7 @@ def test_an_interrupt_carries_what_is_written_then() -> None:
 def test_one_prompt_and_one_sample_is_one_output() -> None:
     assert answer(["a"], is_single=True) == "a"
     assert answer(["a"], is_single=False) == ["a"]
-    assert answer(["a", "b"], is_single=True) == ["a", "b"]
     with pytest.raises(ConfigError, match="n=2 cannot be streamed; use generate"):
         require_one_sample(SamplingParams(n=2), "streamed", "use generate")
+    with pytest.raises(ConfigError, match="n=2 cannot be written for a single prompt; give it in a list"):
+        require_one_output([SamplingParams(n=2)])

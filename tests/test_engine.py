@@ -48,9 +48,9 @@ def sampled(n=1, seed=7):
 
 def test_samples_differ_and_each_is_the_same_whatever_n_and_batch(models):
     lm = models()
-    five = lm.generate(PROMPTS[0], sampled(5), drafter="off")
+    five = lm.generate([PROMPTS[0]], sampled(5), drafter="off")
     assert len({tuple(one) for one in ids(five)}) == 5
-    assert ids(lm.generate(PROMPTS[0], sampled(2), drafter="auto", num_draft_tokens=8)) == ids(five)[:2]
+    assert ids(lm.generate([PROMPTS[0]], sampled(2), drafter="auto", num_draft_tokens=8)) == ids(five)[:2]
     both = lm.generate([PROMPTS[0], PROMPTS[1]], sampled(5), drafter="auto", num_draft_tokens=8, batch_size=4)
     assert ids(both)[:5] == ids(five)
     assert lm.generate(PROMPTS[0], sampled()).token_ids == five[0].token_ids
@@ -265,7 +265,7 @@ def test_every_prompt_may_have_params_of_its_own(models):
     lm = models()
     each = [PARAMS, SAMPLED, SamplingParams(max_new_tokens=5, temperature=0.7, top_k=9, seed=3, n=2)]
     found = lm.generate(PROMPTS, each, drafter="auto", num_draft_tokens=6)
-    alone = [lm.generate(*pair, drafter="off") for pair in zip(PROMPTS, each, strict=True)]
-    assert ids(found) == [alone[0].token_ids, alone[1].token_ids, *ids(alone[2])]
+    alone = [lm.generate([prompt], own, drafter="off") for prompt, own in zip(PROMPTS, each, strict=True)]
+    assert ids(found) == [token_ids for of_one in alone for token_ids in ids(of_one)]
     with pytest.raises(ConfigError, match="holds 1 SamplingParams for 3 prompts"):
         lm.generate(PROMPTS, [PARAMS])

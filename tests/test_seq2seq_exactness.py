@@ -229,7 +229,7 @@ def test_samples_of_one_source_are_the_same_whatever_the_batch(seq2seq, name):
     sources = sources_for(name)[:2]
     seeds = prompt_seeds(params.seed, len(sources))
     expected = [
-        texts(lm.generate(source, replace(params, seed=seed)))
+        texts(lm.generate([source], replace(params, seed=seed)))
         for source, seed in zip(sources, seeds, strict=True)
     ]
     assert len({tuple(token_ids) for token_ids, _ in expected[0]}) == 3

@@ -275,7 +275,7 @@ def test_samples_of_several_prompts_are_those_of_their_seeds(models):
     both = models().generate([TEXT, TEXT], SamplingParams(**sampled(7, n=2)))
     assert len({tuple(one.token_ids) for one in both}) == 4
     assert [one.seed for one in both[:2]] == [7, 7]
-    alone = models().generate(TEXT, SamplingParams(**sampled(both[2].seed, n=2)))
+    alone = models().generate([TEXT], SamplingParams(**sampled(both[2].seed, n=2)))
     assert [one.token_ids for one in alone] == [one.token_ids for one in both[2:]]
 
 

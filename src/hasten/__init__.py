@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from hasten.diffusion.engine import DiffusionModel, DiffusionOutput, load_diffusion
     from hasten.diffusion.prompts import Gap
     from hasten.dropin import accelerate, custom_generate, restore
-    from hasten.text.engine import LanguageModel, load
+    from hasten.text.engine import LanguageModel
+    from hasten.text.loading import load
     from hasten.text.requests import Output, Piece
 
 __version__ = "0.1.0"
@@ -70,7 +71,7 @@ _HOMES = {
     "Piece": "hasten.text.requests",
     "accelerate": "hasten.dropin",
     "custom_generate": "hasten.dropin",
-    "load": "hasten.text.engine",
+    "load": "hasten.text.loading",
     "load_diffusion": "hasten.diffusion.engine",
     "restore": "hasten.dropin",
 }

@@ -79,6 +79,14 @@ def stop_token_ids(
     return frozenset(() if params.ignore_eos else own) | special | frozenset(params.stop_token_ids)
 
 
+def require_one_output(params: SamplingParams | AbstractSequence[SamplingParams]) -> None:
+    """Raises ConfigError where a prompt outside of a list would get several outputs."""
+    for own in [params] if isinstance(params, SamplingParams) else params:
+        require_one_sample(
+            own, "written for a single prompt", "give it in a list, which gets a list of outputs"
+        )
+
+
 @contextmanager
 def interruptible(outputs: Callable[[], AbstractSequence[Any]]) -> Iterator[None]:
     """Ctrl-C inside raises GenerationInterrupted with the outputs as far as they are."""
@@ -89,5 +97,5 @@ def interruptible(outputs: Callable[[], AbstractSequence[Any]]) -> Iterator[None
 
 
 def answer(outputs: list[Output], *, is_single: bool) -> Output | list[Output]:
-    """What a call returns: the output of a single prompt's only sample, else all in a list."""
-    return outputs[0] if is_single and len(outputs) == 1 else outputs
+    """What a call returns: the output of a single prompt, or the list of those of several."""
+    return outputs[0] if is_single else outputs

@@ -69,10 +69,12 @@ def test_no_text_depends_on_the_batch(model: DiffusionModel, strategy: str) -> N
 
 def test_samples_differ_and_a_seed_writes_them_again(model: DiffusionModel) -> None:
     params = SamplingParams(max_new_tokens=8, n=3, seed=1, temperature=1.0)
-    first = model.generate(PROMPT, params, strategy="static:4")
-    again = model.generate(PROMPT, params, strategy="static:4")
+    first = model.generate([PROMPT], params, strategy="static:4")
+    again = model.generate([PROMPT], params, strategy="static:4")
     assert [one.token_ids for one in first] == [one.token_ids for one in again]
     assert len({tuple(one.token_ids) for one in first}) == 3
+    with pytest.raises(ConfigError, match="n=3 cannot be written for a single prompt"):
+        model.generate(PROMPT, params, strategy="static:4")
 
 
 def test_a_stream_ends_with_the_output_of_generate(model: DiffusionModel) -> None:

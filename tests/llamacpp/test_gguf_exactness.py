@@ -165,8 +165,8 @@ def test_interleaved_streams_do_not_disturb_each_other(demo_gguf):
 
 def test_samples_of_one_prompt_share_what_they_begin_with(demo, demo_gguf):
     params = SamplingParams(max_new_tokens=20, temperature=0.9, seed=3, n=4)
-    found = demo_gguf.generate("Once upon a time", params, drafter="auto", num_draft_tokens=8)
-    expected = demo.generate("Once upon a time", params, drafter="off")
+    found = demo_gguf.generate(["Once upon a time"], params, drafter="auto", num_draft_tokens=8)
+    expected = demo.generate(["Once upon a time"], params, drafter="off")
     assert [each.text for each in found] == [each.text for each in expected]
 
 

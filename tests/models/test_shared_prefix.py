@@ -315,10 +315,10 @@ def test_requests_after_one_prefix_get_their_own_plain_texts(models, shared_leng
 def test_samples_of_one_prompt_are_those_of_unshared_rows(models, shared_lengths, name):
     lm = models(name)
     alone = LanguageModel(CausalLM(lm.target.forward.model, shared_prefix="off"), drafter="off")
-    expected = [output.token_ids for output in alone.generate(COMMON, SAMPLES, batch_size=1)]
+    expected = [output.token_ids for output in alone.generate([COMMON], SAMPLES, batch_size=1)]
     assert len({tuple(text) for text in expected}) == 4
     for drafter in drafters([*COMMON, *expected[0]]):
-        found = lm.generate(COMMON, SAMPLES, drafter=drafter or "off", num_draft_tokens=12)
+        found = lm.generate([COMMON], SAMPLES, drafter=drafter or "off", num_draft_tokens=12)
         assert [output.token_ids for output in found] == expected
         assert shared_lengths[-1] == (89 if name in SHARING else 0)
 

@@ -160,7 +160,7 @@ def test_texts_of_the_engine_have_the_law_of_plain_sampling(monkeypatch):
     target = CausalLM(model, mode="tree")
     params = SamplingParams(max_new_tokens=6, temperature=1.0, seed=8, n=4000, ignore_eos=True)
     outputs = LanguageModel(target, drafter="off").generate(
-        [2, 3, 4], params, drafter=Peeking(target), verify="fastest", num_draft_tokens=5, batch_size=500
+        [[2, 3, 4]], params, drafter=Peeking(target), verify="fastest", num_draft_tokens=5, batch_size=500
     )
     counts = Counter(tuple(output.token_ids[2:4]) for output in outputs)
     texts = Counter()

@@ -115,7 +115,7 @@ def test_the_size_of_the_batch_changes_no_text(tiny, name, batch_size):
         [
             output.token_ids
             for output in lm.generate(
-                PROMPT, params, drafter=draft, verify=name, num_draft_tokens=6, batch_size=size
+                [PROMPT], params, drafter=draft, verify=name, num_draft_tokens=6, batch_size=size
             )
         ]
         for size in (batch_size, 40)

@@ -19,7 +19,8 @@ from hasten.bench.agreement import Agreement, compare, judge_of, most_partings, 
 from hasten.core import SamplingParams
 from hasten.errors import ConfigError, HastenError
 from hasten.sampling import Sampler
-from hasten.text.engine import LanguageModel, load
+from hasten.text.engine import LanguageModel
+from hasten.text.loading import load
 
 PROMPTS = (
     'def fibonacci(n):\n    """Return the n-th Fibonacci number."""\n',

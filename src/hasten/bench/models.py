@@ -16,7 +16,8 @@ from hasten.models.draft.draft_lm import load_draft
 from hasten.models.forwards.choose import FORWARDS, prepare
 from hasten.models.llamacpp.target import GgufLM, is_gguf
 from hasten.models.loading import load_pretrained
-from hasten.text.engine import LanguageModel, load
+from hasten.text.engine import LanguageModel
+from hasten.text.loading import load
 
 
 @dataclass(frozen=True, slots=True)

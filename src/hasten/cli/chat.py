@@ -121,14 +121,16 @@ class _Chat:
 
     def _answer(self, line: str) -> None:
         """A turn that fails, or that Ctrl-C ends before its first word, leaves the history as it was."""
-        from hasten.chat import chat_prompt
+        from hasten.chat import chat_prompt, has_template
 
+        language_model = self._language_model
         asked = [*self._messages, {"role": "user", "content": line}]
         live = LiveText(Console(file=sys.stdout, highlight=False), is_coloured=False)
         try:
-            pieces = self._language_model.stream(
-                chat_prompt(self._language_model.tokenizer, asked), self._params
-            )
+            if has_template(language_model.tokenizer):
+                pieces = language_model.stream_chat(asked, self._params)
+            else:
+                pieces = language_model.stream(chat_prompt(language_model.tokenizer, asked), self._params)
             output = live.show(pieces)
             if output is not None:
                 self._last = summary(output.stats)

@@ -7,9 +7,17 @@ import os
 from collections.abc import Callable, Iterator, Sequence as AbstractSequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack, overload
 
-from hasten.calls import Asked, answer, asked_texts, interruptible, require_one_sample, stop_token_ids
+from hasten.calls import (
+    Asked,
+    answer,
+    asked_texts,
+    interruptible,
+    require_one_output,
+    require_one_sample,
+    stop_token_ids,
+)
 from hasten.constraints.base import Constraint
 from hasten.core import FinishReason, Guarantee, SamplingParams, sampling_params
 from hasten.detokenising import Detokeniser, GrowingText
@@ -32,6 +40,15 @@ from hasten.stopping import TextStream
 from hasten.values import at_least_one
 
 Trace = Callable[[Record], None]
+
+
+class CanvasOptions(TypedDict, total=False):
+    """How canvases are written; see ``DiffusionModel.generate``."""
+
+    strategy: str | Strategy
+    constraint: Constraint | None
+    batch_size: int
+    trace: Trace | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +154,19 @@ class DiffusionModel:
         """The torch module behind the denoiser."""
         return self.denoiser.model
 
+    @overload
+    def generate(  # type: ignore[overload-overlap]  # a text is a sequence of texts as well
+        self, prompts: Text, params: SamplingParams | None = None, **options: Unpack[CanvasOptions]
+    ) -> DiffusionOutput: ...
+
+    @overload
+    def generate(
+        self,
+        prompts: AbstractSequence[Text],
+        params: SamplingParams | None = None,
+        **options: Unpack[CanvasOptions],
+    ) -> list[DiffusionOutput]: ...
+
     def generate(
         self,
         prompts: Text | AbstractSequence[Text],
@@ -163,6 +193,8 @@ class DiffusionModel:
             GenerationInterrupted: by Ctrl-C, with what was written.
         """
         several, is_single = read_prompts(prompts, getattr(self.tokenizer, "pad_token_id", None))
+        if is_single:
+            require_one_output(sampling_params(params))
         arguments: dict[str, Any] = {"strategy": strategy, "constraint": constraint}
         outputs = self.generate_all(several, params, batch_size=batch_size, trace=trace, **arguments)
         return answer(outputs, is_single=is_single)

@@ -1,26 +1,22 @@
-"""Load a model, generate, stream: everything around the loop."""
+"""Generate, stream, chat: everything around the loop."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence as AbstractSequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence as AbstractSequence
 from contextlib import closing
 from functools import cached_property
-from typing import Any
+from typing import Any, TypedDict, Unpack, overload
 
-from hasten.calls import answer, interruptible, require_one_sample
+from hasten.calls import answer, interruptible, require_one_output, require_one_sample
+from hasten.chat import Message, conversation_ids
 from hasten.core import Drafting, SamplingParams, sampling_params
 from hasten.drafters import Drafter, Resources, make_drafter
 from hasten.drafters.corpus.corpus_index import open_index
 from hasten.drafters.store import load_store, save_store
-from hasten.errors import ConfigError, ModelError, PromptError
+from hasten.errors import ConfigError, PromptError
 from hasten.models.causal_lm import require_torch
-from hasten.models.checkpoints import is_denoiser
 from hasten.models.draft.draft_lm import load_draft
-from hasten.models.encoder_decoder.target import target_of
-from hasten.models.forwards.choose import FORWARDS, prepare
-from hasten.models.llamacpp.target import is_gguf, load_gguf
-from hasten.models.loading import load_pretrained
 from hasten.models.sessions.prefix_cache import PrefixCache
 from hasten.models.superposed import Completion, NgramTables, complete
 from hasten.models.target import Target
@@ -30,7 +26,7 @@ from hasten.text.decode import Step
 from hasten.text.drafting import Method
 from hasten.text.pricing import Prices
 from hasten.text.reading import Entry
-from hasten.text.requests import Job, Piece, Prompt, Requests
+from hasten.text.requests import Job, Output, Piece, Prompt, Prompts, Requests
 from hasten.text.scheduler import Scheduler
 from hasten.values import at_least_one, whole
 from hasten.verify import Verifier, find_verifier
@@ -39,106 +35,21 @@ _PREFIX_BYTES = 256 * 2**20
 Trace = Callable[[Step], None]
 
 
-def load(
-    model: Any = "demo",
-    *,
-    tokenizer: Any = None,
-    dtype: str = "auto",
-    device: str | None = None,
-    drafter: str | Drafter = "auto",
-    store: str | os.PathLike[str] | None = None,
-    index: str | os.PathLike[str] | None = None,
-    draft: Any = None,
-    draft_device: str | None = None,
-    draft_vocab: str | os.PathLike[str] | None = None,
-    forward: str = "auto",
-    prefix_cache: int | str = "auto",
-    trust_remote_code: bool = False,
-) -> LanguageModel:
-    """Load a model to write with.
+class DraftingOptions(TypedDict, total=False):
+    """How texts are drafted and watched; see ``LanguageModel.generate``."""
 
-    Args:
-        model: a bundled name ("demo", "demo-draft"), a local folder, a hub id, the path of a GGUF file, which
-            llama.cpp runs, or a transformers model.
-        tokenizer: only for a transformers model; without one, prompts are token ids.
-        dtype: "auto" (the checkpoint's), "float32", "float64", "bfloat16" or "float16".
-        device: such as "cpu" or "cuda:0"; by default the GPU where there is one.
-        drafter: the default for this model's calls; see ``LanguageModel.generate``.
-        store: a file written by ``save_store``, to start with what earlier runs learnt.
-        index: a corpus index made by ``hasten index``, for the drafters "rest" and "rasd".
-        draft: a smaller model that guesses for this one, and which "auto" then uses too: a bundled name, a
-            folder or a hub id, loaded with this dtype and forward; a transformers model; or a DraftLM.
-        draft_device: where the draft model runs; by default where this model does.
-        draft_vocab: tokens that the draft may propose, a file of ``hasten train trim``.
-        forward: "stock" runs transformers' own layers; on the CPU, "packed" packs the linear ones, and
-            "compiled" runs whole passes in compiled code; on a GPU, "graphs" replays recorded passes; "auto"
-            measures which is fastest. A transformers model given as an object is never changed: it runs as it
-            is, or recorded on request; its weights must then stay where they are.
-        prefix_cache: bytes in which keys and values of earlier texts are kept, so that a text that begins
-            alike (a chat's next turn, a system prompt) reads only what is new; 0 keeps none. "auto" is 256
-            MiB where that changes no logit and the model was loaded here, so that nobody else changes its
-            weights.
-        trust_remote_code: allow a hub repository to run its own code.
-
-    Raises:
-        ConfigError, ModelError, StoreError, IncompatibleModels: see hasten.errors.
-    """
-    if forward not in FORWARDS:
-        raise ConfigError(f"forward={forward!r} is unknown; choose {', '.join(FORWARDS)}")
-    target, tokenizer = _open_target(
-        model, tokenizer, dtype=dtype, device=device, forward=forward, trust_remote_code=trust_remote_code
-    )
-    if draft is not None:
-        options: dict[str, Any] = {"device": draft_device, "draft_vocab": draft_vocab}
-        if isinstance(draft, str | os.PathLike):
-            options |= {"dtype": dtype, "forward": forward, "trust_remote_code": trust_remote_code}
-        draft = load_draft(draft, target=target, target_tokenizer=tokenizer, **options)
-    elif draft_device is not None or draft_vocab is not None:
-        raise ConfigError("draft_device and draft_vocab go with a draft model; give draft= too")
-    if prefix_cache == "auto" and not isinstance(model, str | os.PathLike):
-        prefix_cache = 0
-    language_model = LanguageModel(
-        target, tokenizer, drafter=drafter, index=index, draft=draft, prefix_cache=prefix_cache
-    )
-    if store is not None:
-        language_model.load_store(store)
-    return language_model
+    drafter: str | Drafter | None
+    num_draft_tokens: int | None
+    policy: str | DraftPolicy
+    verify: str | Verifier
+    trace: Trace | None
 
 
-def _open_target(
-    model: Any,
-    tokenizer: Any,
-    *,
-    dtype: str,
-    device: str | None,
-    forward: str,
-    trust_remote_code: bool,
-) -> tuple[Target, Any]:
-    """As ``load``: the target and its tokenizer."""
-    dtype = str(dtype).removeprefix("torch.")  # torch.float32 is as good as its name
-    if is_gguf(model):
-        return load_gguf(model, tokenizer=tokenizer, dtype=dtype, device=device, forward=forward)
-    if isinstance(model, str | os.PathLike):
-        if is_denoiser(os.fspath(model)):
-            raise ModelError(
-                f"{os.fspath(model)!r} is a diffusion model, which writes another way; use "
-                "hasten.load_diffusion, or hasten generate and hasten infill"
-            )
-        if tokenizer is not None:
-            raise ConfigError("tokenizer= goes with a transformers model; a name or folder brings its own")
-        model, tokenizer = load_pretrained(
-            os.fspath(model), dtype, device, trust_remote_code=trust_remote_code
-        )
-        return target_of(model, prepare(model, forward).forward), tokenizer
-    if not hasattr(model, "generate"):
-        raise ModelError(f"model={model!r} is no model: give a name, a folder, or a transformers model")
-    if tokenizer is not None and not callable(tokenizer):
-        raise ConfigError(f"tokenizer={tokenizer!r} is no tokenizer: give the object itself")
-    if dtype != "auto" or device is not None:
-        raise ConfigError("dtype and device go with a name or folder; convert a model object yourself")
-    if forward not in ("auto", "stock", "graphs"):
-        raise ConfigError(f"forward={forward!r} takes the weights over, so it goes with a name or folder")
-    return target_of(model, prepare(model, "stock" if forward == "auto" else forward).forward), tokenizer
+class GenerateOptions(DraftingOptions, total=False):
+    """What ``LanguageModel.generate`` takes besides prompts and params."""
+
+    decoder_prompt: str | AbstractSequence[int] | None
+    batch_size: int
 
 
 class LanguageModel:
@@ -173,9 +84,33 @@ class LanguageModel:
         self.resources = Resources(target.vocab_size, target, opened, draft)
         self.drafter(drafter)
 
+    @overload
+    def generate(  # type: ignore[overload-overlap]  # a text is a sequence of texts as well
+        self,
+        prompts: str | AbstractSequence[int],
+        params: SamplingParams | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Output: ...
+
+    @overload
     def generate(
         self,
-        prompts: Prompt | AbstractSequence[Prompt],
+        prompts: AbstractSequence[Prompt],
+        params: SamplingParams | AbstractSequence[SamplingParams] | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> list[Output]: ...
+
+    @overload
+    def generate(
+        self,
+        prompts: Prompts,
+        params: SamplingParams | AbstractSequence[SamplingParams] | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Output | list[Output]: ...
+
+    def generate(
+        self,
+        prompts: Prompts,
         params: SamplingParams | AbstractSequence[SamplingParams] | None = None,
         *,
         drafter: str | Drafter | None = None,
@@ -185,8 +120,8 @@ class LanguageModel:
         decoder_prompt: str | AbstractSequence[int] | None = None,
         batch_size: int = 16,
         trace: Trace | None = None,
-    ) -> Any:
-        """Write texts.
+    ) -> Output | list[Output]:
+        """Write one text, or several.
 
         Args:
             prompts: a text, token ids, or several of such (see ``hasten.prompts.read_prompts``);
@@ -207,9 +142,10 @@ class LanguageModel:
             trace: called with every decoding step.
 
         Returns:
-            An Output for one prompt and ``n=1``; else a list, the samples of a prompt side by side.
+            An Output for one prompt; a list for a list of prompts, the ``n`` samples of each side by side.
 
         Raises:
+            ConfigError: a value that cannot work, ``n`` above 1 for a prompt outside of a list among them.
             PromptError: an empty prompt, one longer than the context, or token ids outside the vocabulary.
             ModelError: the model gave NaN.
             GenerationInterrupted: Ctrl-C; carries what was written so far.
@@ -220,6 +156,8 @@ class LanguageModel:
         )
         several, single = self._requests.read(prompts)
         params = _params_of(params, len(several))
+        if single:
+            require_one_output(params)
         jobs = self._requests.jobs(several, params, decoder_prompt)
         with interruptible(lambda: [self._requests.output(job) for job in jobs]):
             method = self.method(drafting)
@@ -272,6 +210,64 @@ class LanguageModel:
                 if job.sequence.finish_reason and index == len(written) - 1:
                     shown, output = shown + text.finish(), self._requests.output(job)
                 yield Piece(shown, token_id, source, output, logprob)
+
+    def chat(
+        self,
+        messages: AbstractSequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        chat_template: str | None = None,
+        template_options: Mapping[str, object] | None = None,
+        **options: Unpack[DraftingOptions],
+    ) -> Output:
+        """Write the next answer of a conversation.
+
+        Args:
+            messages: its turns, such as [{"role": "user", "content": "Hello!"}]; nothing is remembered from
+                call to call, so give all of them.
+            params, options: as for ``generate``.
+            chat_template, template_options: see ``chat_prompt``.
+
+        Raises as ``generate`` and ``chat_prompt``.
+        """
+        prompt = self.chat_prompt(messages, chat_template=chat_template, template_options=template_options)
+        return self.generate(prompt, params, **options)
+
+    def stream_chat(
+        self,
+        messages: AbstractSequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        chat_template: str | None = None,
+        template_options: Mapping[str, object] | None = None,
+        **options: Unpack[DraftingOptions],
+    ) -> Iterator[Piece]:
+        """``chat``, a Piece a token."""
+        prompt = self.chat_prompt(messages, chat_template=chat_template, template_options=template_options)
+        return self.stream(prompt, params, **options)
+
+    def chat_prompt(
+        self,
+        messages: AbstractSequence[Message],
+        *,
+        chat_template: str | None = None,
+        template_options: Mapping[str, object] | None = None,
+    ) -> list[int]:
+        """Token ids of a conversation, up to where its next answer begins, each special token once.
+
+        Args:
+            chat_template: Jinja source, in place of the tokenizer's own.
+            template_options: what the template or transformers' ``apply_chat_template`` knows besides, such
+                as ``tools``, ``enable_thinking``, or ``continue_final_message``, which goes on with the last
+                turn.
+
+        Raises:
+            ConfigError: there is no template.
+            PromptError: there is no tokenizer, or the template refuses these messages.
+        """
+        return conversation_ids(
+            self.tokenizer, messages, chat_template=chat_template, template_options=template_options
+        )
 
     def autocomplete(
         self, prompt: Prompt, *, k: int = 3, max_new_tokens: int = 10, ngrams: NgramTables | None = None

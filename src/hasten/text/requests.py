@@ -5,7 +5,7 @@ Knows the tokenizer and what the target reads; knows nothing of drafters, polici
 
 from __future__ import annotations
 
-from collections.abc import Sequence as AbstractSequence
+from collections.abc import Iterable, Mapping, Sequence as AbstractSequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,8 @@ from hasten.values import prompt_ids
 
 Prompt = str | AbstractSequence[int] | NDArray[np.floating] | torch.Tensor
 """A text, token ids, or for a speech model the mel features of one recording [mel bins, frames]."""
+Prompts = Prompt | Iterable[Prompt] | Mapping[str, object]
+"""One or several, or what a tokenizer returns (``hasten.prompts.read_prompts``)."""
 
 
 @dataclass(frozen=True, slots=True)

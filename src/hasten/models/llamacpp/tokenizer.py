@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Sequence as AbstractSequence
+from collections.abc import Iterable, Mapping, Sequence as AbstractSequence
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
@@ -128,22 +128,28 @@ class GgufTokenizer:
 
     def apply_chat_template(
         self,
-        messages: AbstractSequence[dict[str, str]],
+        messages: AbstractSequence[Mapping[str, object]],
         *,
         add_generation_prompt: bool = False,
         tokenize: bool = False,
+        chat_template: str | None = None,
+        **options: Any,
     ) -> str | list[int]:
-        """The text of a conversation, special tokens written out. Raises ModelError without a template."""
+        """The text of a conversation, special tokens written out; arguments are those of transformers.
+
+        Raises ModelError without a template.
+        """
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        if self.chat_template is None:
+        chat_template = chat_template or self.chat_template
+        if chat_template is None:
             raise ModelError("this GGUF file has no chat template; write the prompt yourself")
         names = {"bos_token": self.bos_token_id, "eos_token": self.eos_token_id}
         tokens: dict[str, Any] = {name: self._text(each) for name, each in names.items() if each is not None}
         texts, _ = render_jinja_template(  # type: ignore[str-unpack]  # annotated as if it gave one text
-            [list(messages)],
-            chat_template=self.chat_template,
+            [[dict(each) for each in messages]],
+            chat_template=chat_template,
             add_generation_prompt=add_generation_prompt,
-            **tokens,
+            **{**tokens, **options},
         )
         return self.encode(texts[0], add_special_tokens=False) if tokenize else str(texts[0])
