@@ -294,6 +294,9 @@ def test_systems() -> None:
         assert {"title", "arxiv", "kind", "guarantee", "module", "summary"} <= set(row)
         assert importlib.util.find_spec(row["module"]), row["module"]
         assert row["name"] in shown
+    asked_as = {row["name"]: row["asked_as"] for row in rows}
+    assert asked_as["rsd-s"] == "draft-rsd-s"
+    assert asked_as["fast-dllm-threshold"] == "threshold"
 
 
 def test_demo_shows_a_table() -> None:

@@ -86,14 +86,17 @@ def info(
 
 
 def systems(as_json: AsJson = False) -> None:
-    """Every implemented method: its paper, its guarantee, its module."""
+    """Every implemented method: its paper, its guarantee, its module, and the name to ask for it by."""
     from hasten import constraints, drafters, models, policies, verify
-    from hasten.diffusion.registry import SYSTEMS as DIFFUSION
+    from hasten.diffusion.registry import POLICIES, SYSTEMS as DIFFUSION
+    from hasten.drafters.registry import ENTRIES
 
     autoregressive = (*drafters.SYSTEMS, *policies.SYSTEMS, *models.SYSTEMS, *verify.SYSTEMS)
     all_systems = (*autoregressive, *DIFFUSION, *constraints.SYSTEMS)
+    asked_as = {system.name: one.name for one in (*ENTRIES, *POLICIES) for system in one.systems}
     if as_json:
-        print_json([dataclasses.asdict(system) for system in all_systems], indent=2)
+        rows = [dataclasses.asdict(one) | {"asked_as": asked_as.get(one.name)} for one in all_systems]
+        print_json(rows, indent=2)
         return
     # Seven columns do not fit into a terminal; name and description do.
     table = Table(show_header=False, box=None, padding=(0, 2, 1, 0))
@@ -102,6 +105,8 @@ def systems(as_json: AsJson = False) -> None:
     for system in all_systems:
         paper = f"{system.title} (arXiv {system.arxiv})" if system.arxiv else system.title
         nature = f"{system.kind}, {system.guarantee}, {system.module}"
+        if system.name in asked_as:
+            nature = f"{asked_as[system.name]!r}: {nature}"
         table.add_row(system.name, f"{system.summary}\n{paper}\n{nature}")
     Console(highlight=False).print(table)
 

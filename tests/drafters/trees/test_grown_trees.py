@@ -11,7 +11,6 @@ from grown import PROPOSALS, SHAPES, Grown, Table, path_of, text_of
 from hypothesis import given, settings, strategies as st
 
 from hasten.core import SAMPLED
-from hasten.drafters.trees import SYSTEMS
 from hasten.tree import ROOT
 from hasten.verify import follow
 
@@ -198,7 +197,3 @@ def proposed(tree, law, place):
         int(tree.token_ids[node]) for node in nodes if np.allclose(tree.draft_probs[node], law, atol=1e-7)
     ]
     return found[place]
-
-
-def test_the_systems_name_their_modules_once():
-    assert len({system.name for system in SYSTEMS}) == len(SYSTEMS)
