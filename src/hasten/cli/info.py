@@ -93,7 +93,8 @@ def systems(as_json: AsJson = False) -> None:
 
     autoregressive = (*drafters.SYSTEMS, *policies.SYSTEMS, *models.SYSTEMS, *verify.SYSTEMS)
     all_systems = (*autoregressive, *DIFFUSION, *constraints.SYSTEMS)
-    asked_as = {system.name: one.name for one in (*ENTRIES, *POLICIES) for system in one.systems}
+    asked_as = {system.name: one.name for one in ENTRIES for system in one.systems}
+    asked_as |= {system.name: one.name for one in POLICIES for system in one.systems}
     if as_json:
         rows = [dataclasses.asdict(one) | {"asked_as": asked_as.get(one.name)} for one in all_systems]
         print_json(rows, indent=2)
