@@ -7,8 +7,11 @@ READY := $(VENV)/.ready
 DATA ?= ../shared/data/prompts
 REAL ?= out/real
 MODELS ?=
+LLAMACPP ?= yes
+LLAMA_READY := $(if $(filter no,$(LLAMACPP)),,$(VENV)/.ready-llamacpp)
+WITHOUT := $(if $(filter no,$(LLAMACPP)),--without llama.cpp)
 
-.PHONY: demo demo-real real test test-fast test-all check imports docs bench clean
+.PHONY: demo demo-real real test test-llamacpp test-fast test-all check imports docs bench clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hasten needs Python 3.11 or newer; try make PYTHON=python3.11")'
@@ -17,6 +20,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		--editable . pytest pytest-xdist hypothesis ruff mypy import-linter peft lark matplotlib gguf
 	touch $@
+
+$(VENV)/.ready-llamacpp: $(READY) tests/llamacpp/install.sh
+	tests/llamacpp/install.sh $(BIN)/python
+	if $(BIN)/python -c 'import llama_cpp' 2>/dev/null; then touch $@; fi
 
 demo: $(READY)
 	$(BIN)/hasten demo
@@ -31,8 +38,12 @@ real: $(READY)
 	for model in $(REAL)/hf $(MODELS); do $(BIN)/hasten check $$model || exit 1; done
 	$(BIN)/hasten bench $(REAL)/hf --prompts demo --limit 3 --max-new-tokens 64 --methods plain,auto --baselines hf
 
-test: $(READY)
-	$(BIN)/python -m pytest -n 2
+# The suite, with the llama.cpp backend where it can be had; `make test LLAMACPP=no` leaves that out and says so.
+test: $(READY) $(LLAMA_READY)
+	$(BIN)/python -m pytest -n 2 --every-area $(WITHOUT)
+
+test-llamacpp: $(READY) $(LLAMA_READY)
+	$(BIN)/python -m pytest -n 2 tests/llamacpp
 
 # The core within a minute: trees, sampling, stopping, the loop, rules, sessions, the union.
 test-fast: $(READY)
@@ -41,8 +52,8 @@ test-fast: $(READY)
 		models/test_chain_session.py models/test_probe.py drafters/test_combined.py drafters/test_suffix.py)
 
 # Whole products of architectures, drafters, samplings and batches as well.
-test-all: $(READY)
-	$(BIN)/python -m pytest -n 2 -m ""
+test-all: $(READY) $(LLAMA_READY)
+	$(BIN)/python -m pytest -n 2 -m "" --every-area $(WITHOUT)
 
 check: $(READY)
 	$(BIN)/ruff format --check .

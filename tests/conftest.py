@@ -25,6 +25,7 @@ from hasten.models.llamacpp.export import export_gguf
 from hasten.models.loading import load_pretrained
 from hasten.text.engine import LanguageModel
 
+pytest_plugins = ["what_ran"]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 _CACHE = tempfile.TemporaryDirectory(prefix="hasten-tests-")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name  # what passes cost is kept there, not in the user's own
