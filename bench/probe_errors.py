@@ -207,10 +207,10 @@ class Leaky(TreeSession):
     """One rejected token of each pass stays visible."""
 
     def _commit(self, kept: Any) -> None:
-        start, width = self._block_start, self._visible.shape[1]
+        start, width = self._block_start, self._table.visible.shape[1]
         super()._commit(kept)
-        if start and start + 2 < width and self._visible.shape[1] > start + 1:
-            self._visible[:, start + 1] = True
+        if start and start + 2 < width and self._table.visible.shape[1] > start + 1:
+            self._table.visible[:, start + 1] = True
 
 
 def sibling_visible(block: Block) -> Block:

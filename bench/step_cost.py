@@ -2,10 +2,12 @@
 """Where the milliseconds of a step go, and which share of it lies outside the pass.
 
 python bench/step_cost.py MODEL [--dtype float32] [--rows 1,16,32,64] [--contexts 100,2000] [--temperature 0]
+python bench/step_cost.py MODEL --random-cache --contexts 1000,32000,131000 --rows 8
 
 Every step verifies a tree of random tokens, so that drafting itself costs next to nothing and nothing is
 accepted; candidates of all rows are asked for, as learning drafters do. "pass" is what the model computes,
 with all that is found in the logits; "around" is what the host prepares and reads for it. Medians of steps.
+Contexts that nobody would wait for are made of random keys and values instead of being read.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ import typer
 import hasten
 from hasten.core import SamplingParams, Sequence, TopCandidates
 from hasten.drafters.base import Forgetful, Observation
-from hasten.models.forwards.compiled.thread_pool import Team
+from hasten.models.forwards.compiled.thread_pool import ThreadPool
+from hasten.models.forwards.forward import Forward
+from hasten.models.sessions.session import RowCache
 from hasten.policies.base import FixedPolicy
 from hasten.sampling import Sampler
 from hasten.stopping import StopConditions
@@ -55,18 +59,21 @@ class RandomTrees(Forgetful):
 
 
 class PassClock:
-    """Sums up the time in compiled passes."""
+    """Sums up the time in passes: compiled ones, or those of a model's modules."""
 
     def __init__(self) -> None:
         self.milliseconds = 0.0
-        run = Team.run
+        for owner, name in ((ThreadPool, "run"), (Forward, "_run")):
+            setattr(owner, name, self._timed(getattr(owner, name)))
 
-        def timed(team: Team, function: Callable[..., Any], *arguments: Any) -> None:
+    def _timed(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any) -> Any:
             start = time.perf_counter()
-            run(team, function, *arguments)
+            found = run(*arguments)
             self.milliseconds += 1000 * (time.perf_counter() - start)
+            return found
 
-        Team.run = timed  # type: ignore[method-assign]
+        return timed
 
 
 def main(
@@ -78,8 +85,12 @@ def main(
     temperature: float = 0.0,
     top_k: Annotated[int, typer.Option(help="candidates of every row; 0 for none")] = 8,
     steps: int = 12,
+    random_cache: Annotated[bool, typer.Option(help="random keys and values, nothing is read")] = False,
 ) -> None:
     target = hasten.load(model, dtype=dtype, forward=forward).target
+    target.probe  # noqa: B018
+    if random_cache:
+        begin_with_random_caches(target)
     clock = PassClock()
     print(f"{target.architecture}, {dtype}, {forward}, {target.probe.mode}, temperature {temperature}")
     print(f"{torch.get_num_threads()} threads")
@@ -94,6 +105,33 @@ def main(
             print(f"{context:8}{count:6}{columns}   {share:.1%}", flush=True)
             results.append({"context": context, "rows": count, **spent, "outside": share})
     print(json.dumps({"model": model, "dtype": dtype, "forward": forward, "steps": results}))
+
+
+def begin_with_random_caches(target: Any) -> None:
+    """Sessions of this target know all but the last tokens of their prompts."""
+    open_session = target.open
+    example = open_session()
+    example.prefill([[1, 2, 3]])
+    sample = example.cached(0)
+
+    def random_cache(count: int) -> RowCache:
+        layers = [
+            pair and tuple(one.new_empty(one.shape[0], count, one.shape[2]).normal_() for one in pair)
+            for pair in sample.layers
+        ]
+        return RowCache(layers, np.arange(count))
+
+    def opened(sequences: Any) -> Any:
+        session = open_session(sequences)
+        reading = session.reading
+
+        def begun(prompts: list[list[int]], *arguments: Any, **options: Any) -> Any:
+            return reading(prompts, known=[random_cache(len(prompt) - 2) for prompt in prompts])
+
+        session.reading = begun
+        return session
+
+    target.open = opened
 
 
 def measure(

@@ -14,6 +14,7 @@ import hasten
 from conftest import VOCAB, build_model
 from hasten.errors import ConfigError, ModelError, PromptError
 from hasten.models.causal_lm import CausalLM
+from hasten.models.sessions.attention import AttentionKinds, TreeMask
 from small_architectures import build
 
 PROMPTS = [[5, 9, 13, 22] * 4, [40], [3, 60, 61, 62, 63, 3, 60]]
@@ -129,8 +130,9 @@ class TestSettings:
     def test_attention_that_takes_no_matrix_is_given_none(self, implementation):
         forward = CausalLM(build_model()).forward
         forward.text_config._attn_implementation = implementation
+        kinds, positions = AttentionKinds.of(forward.text_config), np.arange(2)[None]
         with pytest.raises(ModelError, match=rf"{implementation}.*takes no tree mask"):
-            forward.mask({"full_attention": np.ones((1, 2, 2), np.bool_)})
+            forward(np.array([[3, 4]]), positions, TreeMask.causal(kinds, positions), None)
 
     @pytest.mark.parametrize("implementation", ["eager", "flash_attention_2", "flex_attention"])
     def test_an_attention_implementation_in_a_config(self, implementation, tmp_path):

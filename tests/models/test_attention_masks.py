@@ -8,31 +8,51 @@ import numpy as np
 import pytest
 import torch
 
-from hasten.models.sessions.attention import AttentionKinds, additive_mask
+from hasten.models.sessions.attention import AttentionKinds, TreeMask, additive_mask
 
 
-def test_full_attention_passes_the_tree_mask_through():
-    visible = np.random.default_rng(0).random((2, 3, 5)) < 0.5
-    positions = np.zeros((2, 3), np.int64), np.zeros((2, 5), np.int64)
-    found = AttentionKinds({"full_attention": None}).visible(visible, *positions)
-    assert np.array_equal(found["full_attention"], visible)
+def shown(kinds, visible, query_positions, key_positions):
+    """What each kind of layer sees, 0 and 1 [batch, queries, keys]; the queries are the last keys."""
+    visible, queries = np.asarray(visible, np.bool_), np.asarray(query_positions)
+    num_slots = visible.shape[2]
+    positions = np.asarray(key_positions)
+    positions[:, num_slots - queries.shape[1] :] = queries
+    mask = TreeMask(kinds, num_slots, np.zeros((len(visible), num_slots + 3), np.bool_), positions, visible)
+    found = mask.additive(torch.float32, torch.device("cpu"))
+    found = found if isinstance(found, dict) else {next(iter(kinds.sizes)): found}
+    return {kind: (one[:, 0] == 0).int().tolist() for kind, one in found.items()}
+
+
+def test_a_token_sees_what_its_row_sees_and_what_it_sees_itself():
+    rng = np.random.default_rng(0)
+    visible, own = rng.random((2, 9)) < 0.5, rng.random((2, 3, 5)) < 0.5
+    visible[:, 7:] = True  # of other texts
+    kinds = AttentionKinds({"full_attention": None})
+    mask = TreeMask(kinds, 7, visible, np.zeros((2, 9), np.int64), own)
+    expected = np.tile(visible[:, None, :7], (1, 3, 1))
+    expected[:, :, 2:] |= own
+    found = mask.additive(torch.float64, torch.device("cpu"))
+    assert np.array_equal(found[:, 0].numpy() == 0, expected)
+
+
+def test_padding_is_what_does_not_see_itself():
+    own = np.zeros((2, 3, 5), np.bool_)
+    own[0, :, 2:] = np.tri(3)
+    own[1, 0, 2] = True
+    mask = TreeMask(AttentionKinds({"full_attention": None}), 5, own[:, 0], np.zeros((2, 5), np.int64), own)
+    assert mask.is_token.tolist() == [[True] * 3, [True, False, False]]
 
 
 def test_a_window_counts_positions_and_not_slots():
-    key_positions = np.array([[0, 1, 5, 5, 2, 3]])  # slots 2 and 3 were drafted early and lie far ahead
-    kinds = AttentionKinds({"sliding_attention": 3})
-    found = kinds.visible(np.ones((1, 1, 6), np.bool_), np.array([[4]]), key_positions)
-    assert found["sliding_attention"].tolist() == [[[False, False, True, True, True, True]]]
+    key_positions = [[0, 1, 3, 3, 2, 4]]  # slots 2 and 3 were drafted early
+    found = shown(AttentionKinds({"sliding_attention": 3}), np.ones((1, 1, 6)), [[4]], key_positions)
+    assert found["sliding_attention"] == [[[0, 0, 1, 1, 1, 1]]]
 
 
 def test_a_chunk_starts_at_a_multiple_of_its_size():
-    key_positions = np.arange(8)[None]
-    kinds = AttentionKinds({"chunked_attention": 3})
-    found = kinds.visible(np.ones((1, 2, 8), np.bool_), np.array([[5, 6]]), key_positions)
-    assert found["chunked_attention"][0].astype(int).tolist() == [
-        [0, 0, 0, 1, 1, 1, 0, 0],
-        [0, 0, 0, 0, 0, 0, 1, 1],
-    ]
+    seen = np.tri(8)[None, 6:]
+    found = shown(AttentionKinds({"chunked_attention": 3}), seen, [[5, 6]], [[0, 1, 2, 3, 4, 4, 0, 0]])
+    assert found["chunked_attention"][0] == [[0, 0, 0, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0, 0, 1]]
 
 
 def test_mixed_models_get_one_mask_a_layer_kind():
@@ -41,8 +61,7 @@ def test_mixed_models_get_one_mask_a_layer_kind():
             layer_types=["sliding_attention", "full_attention", "sliding_attention"], sliding_window=2
         )
     )
-    found = kinds.visible(np.ones((1, 1, 3), np.bool_), np.array([[2]]), np.arange(3)[None])
-    assert {kind: mask.astype(int).tolist() for kind, mask in found.items()} == {
+    assert shown(kinds, np.ones((1, 1, 3)), [[2]], [[0, 1, 2]]) == {
         "full_attention": [[[1, 1, 1]]],
         "sliding_attention": [[[0, 1, 1]]],
     }

@@ -34,6 +34,7 @@ from hasten.models.forwards.compiled.tiles import TiledEmbedding, TiledLinear
 from hasten.models.forwards.forward import Forward
 from hasten.models.forwards.packed import can_pack, largest_linear
 from hasten.models.forwards.stand_in import StandIn, restore
+from hasten.models.sessions.attention import additive_mask
 from hasten.models.sessions.slot_cache import SlotCache
 
 
@@ -136,8 +137,7 @@ def test_modules_read_the_same_weights(name, dtype):
 def test_attention_weights_and_hidden_states_are_those_of_the_modules():
     forward, plain = compiled("llama"), Forward(decoder("llama"))
     tokens, positions = np.array([text_of(forward, 9)]), np.arange(9)[None]
-    visible = {"full_attention": np.tri(9, dtype=np.bool_)[None]}
-    mask = plain.mask(visible)
+    mask = additive_mask(np.tri(9, dtype=np.bool_)[None], plain.dtype, plain.device)
     found, expected = (
         one.attention_weights(tokens, positions, mask, SlotCache()) for one in (forward, plain)
     )

@@ -17,7 +17,6 @@ from torch.nn import functional
 from compiled_models import compiled, text_of, torch_threads
 from hasten.floats import exp
 from hasten.models.forwards.compiled import products
-from hasten.models.forwards.compiled.executor import VisibleSlots
 from hasten.models.forwards.compiled.linear import multiply, share
 from hasten.models.forwards.compiled.machine import barrier, read, transpose_16, write
 from hasten.models.forwards.compiled.products import LANES, MAX_ROWS, PANEL, ROW_COUNTS
@@ -34,6 +33,7 @@ from hasten.models.forwards.compiled.rows import (
 )
 from hasten.models.forwards.compiled.thread_pool import ThreadPool, thread_pool
 from hasten.models.forwards.compiled.tiles import TiledEmbedding, TiledLinear, Tiles
+from hasten.models.sessions.attention import AttentionKinds, TreeMask
 from hasten.models.sessions.slot_cache import SlotCache
 
 KINDS = {torch.float32: np.float32, torch.bfloat16: np.uint16}
@@ -377,9 +377,9 @@ def test_there_is_one_team_for_as_many_threads(monkeypatch):
 def test_rotary_angles_are_read_as_far_as_texts_go():
     forward = compiled("llama-rope-scaling")
     text = text_of(forward, 4)
-    visible = VisibleSlots(np.tri(4, dtype=np.bool_)[None, None])
+    kinds = AttentionKinds.of(forward.text_config)
     for start in (0, 700, 3, 5000):
         positions = np.arange(start, start + 4)[None]
-        found = forward(np.array([text]), positions, visible, SlotCache())
+        found = forward(np.array([text]), positions, TreeMask.causal(kinds, positions), SlotCache())
         expected = forward(np.array([text]), positions, None, None)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))

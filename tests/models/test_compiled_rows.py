@@ -19,6 +19,7 @@ from coverings import some_of
 from hasten.core import SamplingParams
 from hasten.models.causal_lm import CausalLM
 from hasten.models.draft.draft_lm import load_draft
+from hasten.models.sessions.attention import AttentionKinds, TreeMask
 from hasten.models.sessions.slot_cache import SlotCache
 from hasten.models.sessions.tree_session import TreeSession
 from hasten.text.engine import LanguageModel
@@ -176,7 +177,7 @@ def test_holes_and_slots_after_the_last_are_invisible(forward_of):
     forward = forward_of("gemma3", torch.bfloat16)
     session = TreeSession(forward, max_holes=1000)
     texts = walk(forward, session, np.random.default_rng(3), 6, PROMPTS[:2])
-    holes = torch.from_numpy(~session._visible)
+    holes = torch.from_numpy(~session._table.visible)
     assert holes.sum() > 20
     for layer in session._cache.used_layers:
         for states in (layer.keys, layer.values):
@@ -200,13 +201,13 @@ def test_this_must_fail_a_visible_slot_is_not_invisible(forward_of):
 def test_a_pass_may_ask_for_the_last_logits_only(forward_of):
     forward = forward_of()
     tokens, positions = np.array([text_of(forward, 7), text_of(forward, 7, 1)]), np.tile(np.arange(7), (2, 1))
-    visible = {"full_attention": np.tile(np.tri(7, dtype=np.bool_), (2, 1, 1))}
-    visible["full_attention"][1, 4:] = False  # padding
-    every = forward(tokens, positions, forward.mask(visible), SlotCache())
+    mask = TreeMask.causal(AttentionKinds.of(forward.text_config), positions)
+    mask.own[1, 4:] = False  # padding
+    every = forward(tokens, positions, mask, SlotCache())
     assert every.shape == (2, 7, VOCAB)
     assert not every[1, 4:].any()
     for count in (1, 3, 7):
-        last = forward(tokens, positions, forward.mask(visible), SlotCache(), count)
+        last = forward(tokens, positions, mask, SlotCache(), count)
         assert torch.equal(last, every[:, 7 - count :])
 
 

@@ -248,7 +248,7 @@ def test_compaction_closes_the_holes_and_moves_the_nodes(targets):
         state.grow([[(below[row][0], 6)] for row in range(4)])
         assert state.passes() == before
         state.grow([[(below[row][0], 7)] for row in range(4)])
-    slots = [state.session._visible.shape[1] for state in (loose, tight)]
+    slots = [state.session._table.visible.shape[1] for state in (loose, tight)]
     assert slots[1] < slots[0]
     longest = max(tight.session._lengths)
     assert slots[1] <= longest + longest // 8 + 4
@@ -260,7 +260,7 @@ def test_rejected_nodes_at_the_end_leave_no_holes(targets):
     [nodes] = state.grow([[(ROOT, 4), (ROOT, 5), (ROOT, 6)]])
     state.grow([[(nodes[1], 7)]])
     state.read([[*TEXTS[1], 4, 60]])
-    assert state.session._visible.shape == (1, len(TEXTS[1]) + 2)
+    assert state.session._table.visible.shape == (1, len(TEXTS[1]) + 2)
 
 
 def recorded_positions(forward, monkeypatch):

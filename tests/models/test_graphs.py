@@ -271,9 +271,9 @@ def test_what_is_recorded_reads_nothing_of_the_host(name):
             position_ids=text,
             attention_mask=torch.zeros(2, 1, 5, 5, dtype=torch.bfloat16, device="meta"),
         )
-        size = graphs._Size(2, 8, 256)
+        size = graphs._Size(2, 8, 8, 256)
         arena = graphs._Arena(cache, 2, 512)
-        recording = forward._new_recording(arena, size, list(AttentionKinds.of(forward.text_config).sizes))
+        recording = forward._new_recording(arena, size, AttentionKinds.of(forward.text_config))
     assert forward.why_not == ""
     assert recording.logits.shape == (2, 8, BASE["vocab_size"])
 

@@ -92,8 +92,8 @@ def check_cache(forward, session, prompts, tolerance):
     for row, prompt in enumerate(prompts):
         size = len(prompt) - 1
         assert session._lengths[row] == size
-        assert np.flatnonzero(session._visible[row]).tolist() == list(range(size))
-        assert session._positions[row, :size].tolist() == list(range(size))
+        assert np.flatnonzero(session._table.visible[row]).tolist() == list(range(size))
+        assert session._table.positions[row, :size].tolist() == list(range(size))
         if size:
             for pair, expected in zip(layers, alone(forward, prompt), strict=True):
                 for states, one in zip(pair, expected, strict=True):
@@ -140,7 +140,7 @@ def test_packed_and_padded_prefill_agree_on_every_architecture(targets, name):
     is_loose = forward.config.model_type in LOOSE
     for of_packed, of_padded in zip(packed.states(), padded.states(), strict=True):
         for one, other in zip(of_packed, of_padded, strict=True):
-            seen = torch.from_numpy(packed._visible)[:, None, :, None].expand_as(one)
+            seen = torch.from_numpy(packed._table.visible)[:, None, :, None].expand_as(one)
             torch.testing.assert_close(one[seen], other[seen], rtol=0, atol=2e-4 if is_loose else 1e-10)
     trees = [DraftTree([3, 4, 5], [-1, -1, 0])] * len(prompts)
     for _ in range(2):

@@ -102,7 +102,7 @@ def test_this_must_fail_rows_that_see_the_slots_of_wider_ones(targets, monkeypat
 
     def careless(session, other):
         join(session, other)
-        session._visible[:] = True
+        session._table.visible[:] = True
 
     monkeypatch.setattr(TreeSession, "join", careless)
     with pytest.raises(AssertionError):

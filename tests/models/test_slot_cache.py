@@ -258,7 +258,7 @@ def test_a_step_of_a_session_moves_no_buffer(targets: Any) -> None:
     for _ in range(20):
         session.forward([DraftTree([3, 4, 5], [-1, -1, 1])] * 2)
         session.keep([Acceptance([1, 2], [4, 5, 6]), Acceptance([], [7])])
-        assert session._cache.width == session._visible.shape[1]
+        assert session._cache.width == session._table.visible.shape[1]
     assert [layer.key_buffer.data_ptr() for layer in session._cache.layers] == places
 
 

@@ -58,7 +58,7 @@ def test_windows_hold_in_texts_far_longer_than_the_window(targets, name):
 
 
 def holes_of(session):
-    return ~session._visible
+    return ~session._table.visible
 
 
 def with_holes(forward, max_holes=1000):
@@ -84,7 +84,7 @@ def test_this_must_fail_a_visible_slot_is_not_invisible(targets):
     """The test above can fail: the same garbage in a visible slot changes the logits."""
     forward = forward_of(targets)
     session, texts = with_holes(forward)
-    slot = int(np.flatnonzero(session._visible[1])[3])
+    slot = int(np.flatnonzero(session._table.visible[1])[3])
     for layer in session._cache.used_layers:
         layer.values[1, :, slot] = 1e4
     with pytest.raises(AssertionError):
@@ -96,9 +96,9 @@ def test_compaction_closes_the_holes_and_changes_no_logit(targets):
     loose, _ = with_holes(forward)
     tight = TreeSession(forward, max_holes=0)
     walk(forward, tight, np.random.default_rng(3), 6)
-    assert tight._visible.shape[1] - max(tight._lengths) <= max(tight._lengths) // 8
-    assert loose._visible.shape[1] > tight._visible.shape[1]
-    assert [layer.keys.shape[2] for layer in tight._cache.used_layers] == [tight._visible.shape[1]] * 2
+    assert tight._table.visible.shape[1] - max(tight._lengths) <= max(tight._lengths) // 8
+    assert loose._table.visible.shape[1] > tight._table.visible.shape[1]
+    assert [layer.keys.shape[2] for layer in tight._cache.used_layers] == [tight._table.visible.shape[1]] * 2
     rows = [a_tree(np.random.default_rng(9))] * 3
     for one, other in zip(loose.forward(rows), tight.forward(rows), strict=True):
         assert_equal(forward, one, other)

@@ -147,14 +147,14 @@ class GrowingSession(TreeSession):
     def _take_over(self, index: int, step: Step) -> None:
         """Forget what a row's new text does not begin with, and commit the nodes it goes on with."""
         if step.num_kept < self._lengths[index]:
-            self._visible[index] &= self._positions[index] < step.num_kept
+            self._table.visible[index] &= self._table.positions[index] < step.num_kept
         if step.written:
-            self._visible[index, step.written] = True
+            self._table.visible[index, step.written] = True
         self._lengths[index] = step.num_kept + len(step.written)
 
     def _drop_unused(self) -> None:
         """Cut the slots after the last one of a text or a node; now and then, close the holes before it."""
-        used = self._visible.copy()
+        used = self._table.visible.copy()
         for index, row in enumerate(self._rows):
             used[index, row.slots] = True
         used = used[:, : 1 + int(np.flatnonzero(used.any(axis=0))[-1])]

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from hasten.core import TopCandidates
 from hasten.errors import ModelError
 from hasten.logits import Draw, Logits, ask_all
-from hasten.models.sessions.attention import Visible, additive_mask
+from hasten.models.sessions.attention import AdditiveMask, TreeMask
 
 PREFILL_CHUNK = 512
 """Prompts are cached in pieces of this many tokens, so that masks and logits stay small."""
 
 
+Mask = TreeMask | AdditiveMask | None
 Kept = int | NDArray[np.int64]
 """Whose logits a pass gives: of the last so many tokens of each row (0: of all), or of these columns."""
 
@@ -76,13 +77,13 @@ class Forward:
         self,
         token_ids: NDArray[np.int64],
         position_ids: NDArray[np.int64] | None,
-        attention_mask: Any | None,
+        attention_mask: Mask,
         cache: Any | None,
         logits_to_keep: Kept = 0,
     ) -> torch.Tensor:
         """Logits [batch, tokens, vocab]; of the tokens to keep only, where a model can leave others out.
 
-        ``attention_mask`` is what ``mask`` gave, or None for a causal pass.
+        ``attention_mask`` is a TreeMask, or what the modules take, or None for a causal pass.
         """
         arguments = self._arguments(position_ids, attention_mask, cache)
         columns = (
@@ -99,7 +100,7 @@ class Forward:
         self,
         token_ids: NDArray[np.int64],
         position_ids: NDArray[np.int64] | None,
-        attention_mask: Any | None,
+        attention_mask: Mask,
         cache: Any | None,
         asked: Asked,
     ) -> list[Logits]:
@@ -110,16 +111,12 @@ class Forward:
             ask_all(found, asked.draws, asked.top_k)
         return found
 
-    def mask(self, visible: dict[str, Visible]) -> Any:
-        """The mask argument of a pass, from what each kind of layer may see (AttentionKinds.visible).
-
-        Raises ModelError for attention that would read the numbers as something else, or crash over them.
-        """
+    def _expanded(self, mask: TreeMask) -> AdditiveMask:
+        """Raises ModelError for attention that would read the numbers as something else, or crash."""
         if not takes_tree_masks(self.text_config):
             asked = self.text_config._attn_implementation
             raise ModelError(f"attn_implementation={asked!r} takes no tree mask; 'sdpa' and 'eager' do")
-        tensors = {kind: additive_mask(one, self.dtype, self.device) for kind, one in visible.items()}
-        return next(iter(tensors.values())) if len(tensors) == 1 else tensors
+        return mask.additive(self.dtype, self.device)
 
     @torch.inference_mode()
     def embed(self, token_ids: list[int]) -> torch.Tensor:
@@ -159,9 +156,11 @@ class Forward:
     def _arguments(
         self,
         position_ids: NDArray[np.int64] | None,
-        attention_mask: torch.Tensor | dict[str, torch.Tensor] | None,
+        attention_mask: Mask,
         cache: Any | None,
     ) -> dict[str, Any]:
+        if isinstance(attention_mask, TreeMask):
+            attention_mask = self._expanded(attention_mask)
         arguments: dict[str, Any] = {f"{self._prefix}attention_mask": attention_mask, "return_dict": True}
         if position_ids is not None and self._takes_position_ids:
             arguments[f"{self._prefix}position_ids"] = torch.from_numpy(position_ids).to(self.device)

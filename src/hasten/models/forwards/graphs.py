@@ -13,15 +13,14 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hasten.models.forwards.forward import Forward, Kept
-from hasten.models.sessions.attention import Visible
+from hasten.models.forwards.forward import Forward, Kept, Mask
+from hasten.models.sessions.attention import AttentionKinds, TreeMask, additive_masks
 from hasten.models.sessions.slot_cache import SlotCache
 from hasten.transfers import staged
 
@@ -70,18 +69,13 @@ def recorder_for(device: torch.device) -> Recorder | None:
     return CudaRecorder(device) if device.type == "cuda" else None
 
 
-@dataclass(frozen=True, slots=True)
-class VisibleSlots:
-    """What GraphedForward takes for a mask: for each kind of layer, bool [batch, tokens, slots]."""
-
-    kinds: dict[str, Visible]
-
-
 class _Size(NamedTuple):
     """Of a recorded pass."""
 
     batch: int
     tokens: int
+    own: int
+    """last slots of which each token sees others"""
     slots: int
 
 
@@ -91,9 +85,13 @@ class _Recording(NamedTuple):
     token_ids: torch.Tensor  # [batch, tokens]
     positions: torch.Tensor  # [batch, tokens]
     new_slots: torch.Tensor  # [tokens]
-    visible: torch.Tensor  # [kinds, batch, tokens, slots]
-    replay: Callable[[], None]
-    logits: torch.Tensor  # [batch, tokens, vocab]
+    visible: torch.Tensor  # [batch, slots]
+    slot_positions: torch.Tensor  # [batch, slots]; none where all layers see the whole text
+    own: torch.Tensor  # [batch, tokens, own]
+    own_slots: torch.Tensor  # [own]
+    first_positions: torch.Tensor  # [kinds, batch, tokens]
+    replay: Callable[[], None] = lambda: None
+    logits: torch.Tensor = torch.empty(0)  # [batch, tokens, vocab]
 
 
 class GraphedForward(Forward):
@@ -113,31 +111,26 @@ class GraphedForward(Forward):
         self._record = recorder
         self._arenas: list[_Arena] = []
 
-    def mask(self, visible: dict[str, Visible]) -> VisibleSlots:
-        return VisibleSlots(visible)
-
     @torch.inference_mode()
     def __call__(
         self,
         token_ids: NDArray[np.int64],
         position_ids: NDArray[np.int64] | None,
-        attention_mask: Any | None,
+        attention_mask: Mask,
         cache: Any | None,
         logits_to_keep: Kept = 0,
     ) -> torch.Tensor:
-        if isinstance(attention_mask, VisibleSlots):
-            visible = attention_mask.kinds
-            if (
-                position_ids is not None
-                and isinstance(cache, SlotCache)
-                and self._can_replay(token_ids, cache)
-            ):
-                logits = self._replay(token_ids, position_ids, visible, cache)
-                if logits is not None:
-                    if isinstance(logits_to_keep, int):
-                        return logits[:, -logits_to_keep:]
-                    return logits[:, torch.from_numpy(logits_to_keep).to(self.device)]
-            attention_mask = super().mask(visible)
+        if (
+            isinstance(attention_mask, TreeMask)
+            and position_ids is not None
+            and isinstance(cache, SlotCache)
+            and self._can_replay(token_ids, cache)
+        ):
+            logits = self._replay(token_ids, position_ids, attention_mask, cache)
+            if logits is not None:
+                if isinstance(logits_to_keep, int):
+                    return logits[:, -logits_to_keep:]
+                return logits[:, torch.from_numpy(logits_to_keep).to(self.device)]
         return super().__call__(token_ids, position_ids, attention_mask, cache, logits_to_keep)
 
     def _can_replay(self, token_ids: NDArray[np.int64], cache: SlotCache) -> bool:
@@ -148,47 +141,60 @@ class GraphedForward(Forward):
         self,
         token_ids: NDArray[np.int64],
         positions: NDArray[np.int64],
-        visible: dict[str, Visible],
+        mask: TreeMask,
         cache: SlotCache,
     ) -> torch.Tensor | None:
         """Logits of every token, or None if this pass cannot be recorded."""
-        batch, count = token_ids.shape
+        (batch, count), last = token_ids.shape, mask.own.shape[2]
         tokens = next(size for size in TOKENS if size >= count)
-        slots = _power_of_two(max(cache.width + tokens, MIN_SLOTS))
-        size = _Size(_power_of_two(batch), tokens, slots)
+        own = tokens if last == count else _power_of_two(last)
+        slots = _power_of_two(max(cache.width + max(tokens, own - last + count), MIN_SLOTS))
+        size = _Size(_power_of_two(batch), tokens, own, slots)
         arena = self._house(cache, size)
-        recording = arena.recordings.get(size) or self._new_recording(arena, size, list(visible))
+        recording = arena.recordings.get(size) or self._new_recording(arena, size, mask.kinds)
         if recording is None:
             return None
         first = cache.extend(count)
         _fill(recording.token_ids, token_ids)
         _fill(recording.positions, positions)
         _fill(recording.new_slots, first + np.arange(tokens))
-        _fill(recording.visible, np.stack([*visible.values()]))
+        _fill(recording.visible, mask.visible[:batch, : mask.num_slots])
+        if recording.slot_positions.numel():
+            _fill(recording.slot_positions, mask.positions[:batch, : mask.num_slots])
+        _fill(recording.own, mask.own)
+        _fill(recording.own_slots, first + count - last + np.arange(own))
+        _fill(recording.first_positions, mask.kinds.first_positions(mask.query_positions))
         recording.replay()
         return recording.logits[:batch, :count].clone()  # the next pass writes into the same place
 
-    def _new_recording(self, arena: _Arena, size: _Size, kinds: list[str]) -> _Recording | None:
+    def _new_recording(self, arena: _Arena, size: _Size, kinds: AttentionKinds) -> _Recording | None:
         """Runs on inputs of zeros: nothing is visible, and a slot is written that is not in use yet."""
 
         def inputs(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
             return torch.zeros(shape, dtype=dtype, device=self.device)
 
-        batch, tokens, slots = size
-        token_ids, positions = inputs(batch, tokens), inputs(batch, tokens)
-        new_slots, visible = inputs(tokens), inputs(len(kinds), batch, tokens, slots, dtype=torch.bool)
-        _fill(new_slots, arena.capacity - tokens + np.arange(tokens))
-        cache = _ArenaCache(arena, size, new_slots)
+        batch, tokens, own, slots = size
+        has_windows = any(kinds.sizes.values())
+        given = _Recording(
+            token_ids=inputs(batch, tokens),
+            positions=inputs(batch, tokens),
+            new_slots=inputs(tokens),
+            visible=inputs(batch, slots, dtype=torch.bool),
+            slot_positions=inputs(batch, slots if has_windows else 0, dtype=torch.int32),
+            own=inputs(batch, tokens, own, dtype=torch.bool),
+            own_slots=inputs(own),
+            first_positions=inputs(len(kinds.sizes), batch, tokens),
+        )
+        _fill(given.new_slots, arena.capacity - tokens + np.arange(tokens))
+        _fill(given.own_slots, np.arange(own))
+        cache = _ArenaCache(arena, size, given.new_slots)
 
         def run() -> torch.Tensor:
-            hidden = max(torch.finfo(self.dtype).min, torch.finfo(torch.float32).min)  # see additive_mask
-            masks = torch.zeros(visible.shape, dtype=self.dtype, device=self.device)
-            masks = masks.masked_fill(~visible, hidden).unsqueeze(2)
-            by_kind: Any = masks[0] if len(kinds) == 1 else dict(zip(kinds, masks, strict=True))
-            arguments = self._arguments(None, by_kind, cache)
+            seen = given.visible, given.slot_positions, given.own, given.own_slots, given.first_positions
+            arguments = self._arguments(None, additive_masks(kinds, *seen, self.dtype), cache)
             if self._takes_position_ids:
-                arguments["position_ids"] = positions
-            logits: torch.Tensor = self._run(token_ids, arguments).logits
+                arguments["position_ids"] = given.positions
+            logits: torch.Tensor = self._run(given.token_ids, arguments).logits
             return logits
 
         try:
@@ -198,7 +204,7 @@ class GraphedForward(Forward):
             _log.warning("passes are not recorded: %s", self.why_not)
             self._arenas = []
             return None
-        recording = _Recording(token_ids, positions, new_slots, visible, replay, logits)
+        recording = given._replace(replay=replay, logits=logits)
         arena.recordings[size] = recording
         return recording
 

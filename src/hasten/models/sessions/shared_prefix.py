@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from hasten.core import Acceptance, System, TopCandidates
 from hasten.logits import Draw, Logits
-from hasten.models.forwards.forward import Forward, Kept, among, join_candidates
+from hasten.models.forwards.forward import Forward, Kept, Mask, among, join_candidates
 from hasten.models.probe import reproduces_plain_passes
 from hasten.models.sessions.attention import AttentionKinds
 from hasten.models.sessions.prefix_attention import Prefix, attending_to
@@ -176,7 +176,7 @@ class _ForwardOverPrefix(Forward):
         self,
         token_ids: NDArray[np.int64],
         position_ids: NDArray[np.int64] | None,
-        attention_mask: torch.Tensor | dict[str, torch.Tensor] | None,
+        attention_mask: Mask,
         cache: Any | None,
         logits_to_keep: Kept = 0,
     ) -> torch.Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from hasten.core import Acceptance, TopCandidates
 from hasten.logits import Draw, Logits, top_candidates
 from hasten.models.forwards.forward import PREFILL_CHUNK, Asked, Forward, Kept, among, join_candidates
-from hasten.models.sessions.attention import AttentionKinds
+from hasten.models.sessions.attention import AttentionKinds, TreeMask
 from hasten.models.sessions.prepacking import ROW_CAPACITY, PackedRow, group_rows, pack_rows
 from hasten.models.sessions.session import Candidates, Positions, Reading, ReadsAtOnce, RowCache
 from hasten.models.sessions.slot_cache import SlotCache
+from hasten.models.sessions.slot_table import SlotTable
 from hasten.tree import DraftTree
 
 _DEVICE_TOKENS = 8192
@@ -67,8 +68,7 @@ class TreeSession(ReadsAtOnce):
     def _begin(self, count: int) -> None:
         """Empty rows."""
         self._cache = SlotCache()  # every layer keeps every slot; windows are masked
-        self._visible = np.zeros((count, 0), np.bool_)  # [batch, slots]
-        self._positions = np.zeros((count, 0), np.int64)  # [batch, slots]
+        self._table = SlotTable(count)
         self._lengths = [0] * count  # cached tokens of each row
 
     def reading(
@@ -141,8 +141,7 @@ class TreeSession(ReadsAtOnce):
         for index, pair in enumerate(known.layers):
             if pair is not None:
                 self._cache.layer(index).update(*(states[None].to(self._forward.device) for states in pair))
-        self._visible = np.ones((1, count), np.bool_)
-        self._positions = known.positions[None].copy()
+        self._table = SlotTable(1, np.ones((1, count), np.bool_), known.positions[None].copy())
         self._lengths = [count]
 
     def _cache_padded(self, texts: list[tuple[int, ...]], top_k: int) -> Reading:
@@ -173,8 +172,8 @@ class TreeSession(ReadsAtOnce):
                 _unpack(group, packed.value_buffer, layer.value_buffer)
         if unpacked is not None:
             self._cache = unpacked
-        self._visible = np.arange(longest) < np.asarray(sizes)[:, None]
-        self._positions = np.tile(np.arange(longest), (len(texts), 1))
+        visible = np.arange(longest) < np.asarray(sizes)[:, None]
+        self._table = SlotTable(len(texts), visible, np.tile(np.arange(longest), (len(texts), 1)))
         self._lengths = sizes
         return found
 
@@ -254,13 +253,14 @@ class TreeSession(ReadsAtOnce):
     def keep(self, acceptances: list[Acceptance]) -> None:
         self._commit([np.array([0, *(node + 1 for node in a.path)]) for a in acceptances])
         self._roots = [acceptance.token_ids[-1] for acceptance in acceptances]
-        self._compact_if_worth_it(self._visible, max(self._lengths))
+        self._compact_if_worth_it(self._table.visible, max(self._lengths))
 
     def select(self, rows: list[int]) -> None:
         if not rows:
             self.close()
             return
         self._select(rows)
+        self._truncate(self._table.used_width())
         self._roots = [self._roots[row] for row in rows]
 
     def join(self, other: TreeSession) -> None:
@@ -269,28 +269,26 @@ class TreeSession(ReadsAtOnce):
             return
         if not count:
             self._forward, self._cache = other._forward, other._cache
-            self._visible, self._positions = other._visible, other._positions
+            self._table = other._table
         else:
             self._forward = self._forward.join(other._forward)
             self._cache.join(other._cache, count, more)
-            width = max(self._visible.shape[1], other._visible.shape[1])
-            self._visible = _stacked(self._visible, other._visible, width)
-            self._positions = _stacked(self._positions, other._positions, width)
+            self._table.join(other._table)
         self._lengths, self._roots = self._lengths + other._lengths, self._roots + other._roots
         other.close()
 
     def behind(self, prefix: TreeSession, forward: Forward) -> TreeSession:
         """These rows, each behind its own copy of what the only row of another session has cached."""
         found = TreeSession(forward, max_holes=self._max_holes)
-        shared, count, width = prefix.cached(0), len(self._roots), self._visible.shape[1]
+        shared, count, width = prefix.cached(0), len(self._roots), self._table.width
         length = len(shared.positions)
         like = self._cache if self._cache.used_layers else prefix._cache
         found._cache = like.blank(count, length + width, length + width + _ROOM)
         found._cache.place([pair and (pair[0][None], pair[1][None]) for pair in shared.layers])
         found._cache.place(self._cache.states(), length)
-        found._visible = np.concatenate((np.ones((count, length), np.bool_), self._visible), axis=1)
-        own = self._positions + length
-        found._positions = np.concatenate((np.tile(shared.positions, (count, 1)), own), axis=1)
+        visible = np.concatenate((np.ones((count, length), np.bool_), self._table.visible), axis=1)
+        positions = (np.tile(shared.positions, (count, 1)), self._table.positions + length)
+        found._table = SlotTable(count, visible, np.concatenate(positions, axis=1))
         found._lengths = [length + own for own in self._lengths]
         found._roots = list(self._roots)
         return found
@@ -303,7 +301,7 @@ class TreeSession(ReadsAtOnce):
         """Make these the rows of the cache; a row may be chosen twice."""
         self._forward = self._forward.select(rows)
         self._cache.select(torch.tensor(rows, device=self._forward.device))
-        self._visible, self._positions = self._visible[rows], self._positions[rows]
+        self._table.select(rows)
         self._lengths = [self._lengths[row] for row in rows]
 
     def states(self) -> list[tuple[torch.Tensor, torch.Tensor] | None]:
@@ -315,7 +313,8 @@ class TreeSession(ReadsAtOnce):
 
     def cached(self, row: int, start: int = 0) -> RowCache:
         """A copy of what one row has cached from position ``start`` on."""
-        slots = np.flatnonzero(self._visible[row] & (self._positions[row] >= start))
+        positions = self._table.positions[row]
+        slots = np.flatnonzero(self._table.visible[row] & (positions >= start))
         index = torch.from_numpy(slots).to(self._forward.device)
         layers = [
             None
@@ -323,7 +322,7 @@ class TreeSession(ReadsAtOnce):
             else (pair[0][row].index_select(1, index), pair[1][row].index_select(1, index))
             for pair in self.states()
         ]
-        return RowCache(layers, self._positions[row, slots])
+        return RowCache(layers, positions[slots])
 
     @property
     def num_cached_tokens(self) -> list[int]:
@@ -338,38 +337,39 @@ class TreeSession(ReadsAtOnce):
         """One pass over a block a row; logits [batch, tokens, vocab]."""
         return self._forward(*self._place(blocks), self._cache, logits_to_keep)
 
-    def _place(self, blocks: list[Block]) -> tuple[NDArray[np.int64], NDArray[np.int64], Any]:
+    def _place(self, blocks: list[Block]) -> tuple[NDArray[np.int64], NDArray[np.int64], TreeMask]:
         """Blocks, padded to the longest, in new slots: the token ids, positions and mask of their pass."""
-        batch, width = self._visible.shape
-        size = max(len(block.token_ids) for block in blocks)
+        batch, size, first = len(blocks), max(len(block.token_ids) for block in blocks), self._table.width
+        earliest = min((min(block.earlier[1]) for block in blocks if block.earlier), default=first)
+        num_earlier = first - earliest
         token_ids = np.zeros((batch, size), np.int64)
         positions = np.zeros((batch, size), np.int64)
-        visible = np.zeros((batch, size, width + size), np.bool_)
+        own = np.zeros((batch, size, num_earlier + size), np.bool_)
         for row, (block, length) in enumerate(zip(blocks, self._lengths, strict=True)):
             count = len(block.token_ids)
             token_ids[row, :count] = block.token_ids
             positions[row] = length
             positions[row, :count] += block.depths
-            visible[row, :count, :width] = self._visible[row]
-            visible[row, :count, width : width + count] = block.visible
+            own[row, :count, num_earlier : num_earlier + count] = block.visible
             if block.earlier is not None:
-                visible[row][block.earlier] = True
-        self._positions = np.concatenate((self._positions, positions), axis=1)
-        self._visible = np.concatenate((self._visible, np.zeros((batch, size), np.bool_)), axis=1)
-        self._block_start = width
-        mask = self._forward.mask(self._kinds.visible(visible, positions, self._positions))
-        return token_ids, positions, mask
+                tokens, slots = block.earlier
+                own[row, tokens, np.asarray(slots) - earliest] = True
+        self._block_start = self._table.extend(positions)
+        return token_ids, positions, self._table.mask(self._kinds, own)
 
     def _commit(self, kept: list[NDArray[np.int64]]) -> None:
         """Make these tokens of the last pass visible, and cut the slots after the last visible one."""
+        last = -1
         for row, tokens in enumerate(kept):
-            self._visible[row, self._block_start + tokens] = True
-            self._lengths[row] += len(tokens)
-        self._truncate(1 + int(np.flatnonzero(self._visible.any(axis=0))[-1]))
+            if len(tokens):
+                self._table.visible[row, self._block_start + tokens] = True
+                self._lengths[row] += len(tokens)
+                last = max(last, int(tokens.max()))
+        self._truncate(self._table.used_width() if last < 0 else self._block_start + last + 1)
 
     def _truncate(self, width: int) -> None:
-        if width < self._visible.shape[1]:
-            self._visible, self._positions = self._visible[:, :width], self._positions[:, :width]
+        if width < self._table.width:
+            self._table.truncate(width)
             self._cache.truncate(width)
 
     def _compact_if_worth_it(self, used: NDArray[np.bool_], width: int) -> bool:
@@ -378,17 +378,8 @@ class TreeSession(ReadsAtOnce):
             return False
         order = np.argsort(~used, axis=1, kind="stable")[:, :width]  # used slots first, in order
         self._cache.gather(order)
-        self._positions = np.take_along_axis(self._positions, order, axis=1)
-        self._visible = np.take_along_axis(self._visible, order, axis=1)
+        self._table.gather(order)
         return True
-
-
-def _stacked(upper: NDArray[Any], lower: NDArray[Any], width: int) -> NDArray[Any]:
-    """Rows of one width: what is added is 0, as of holes."""
-    found = np.zeros((len(upper) + len(lower), width), upper.dtype)
-    found[: len(upper), : upper.shape[1]] = upper
-    found[len(upper) :, : lower.shape[1]] = lower
-    return found
 
 
 def _part(candidates: TopCandidates, slots: slice) -> TopCandidates | None:

@@ -68,9 +68,16 @@ class Call(NamedTuple):
     """[rows]: where keys and values go"""
     starts: Ints
     """[sequences + 1]: the first row of each"""
-    visible: NDArray[np.uint8]
-    """[kinds, rows, slots]"""
     num_slots: int
+    """cached ones, and then those of this call"""
+    visible: NDArray[np.uint8]
+    """[sequences, slots or more]: what all rows of a sequence see"""
+    slot_positions: Ints
+    """[sequences, slots or more]"""
+    own: NDArray[np.uint8]
+    """[rows, last slots]: what a row sees besides"""
+    first_positions: Ints
+    """[kinds, rows]: what lies before is hidden in layers of this kind"""
     wanted: Ints
     """rows whose logits are asked for"""
     keeps_logits: bool
@@ -94,6 +101,10 @@ class Scratch(NamedTuple):
     x_mlp: NDArray[Any]
     x_inner: NDArray[Any]
     logits: Floats
+    visible: NDArray[np.uint8]
+    """[kinds * rows, stride]: what each row sees, from the first slot on that its sequence needs"""
+    first_slots: Ints
+    """[kinds, sequences]: that slot, a multiple of 16"""
     own_logits: Floats
     own_row: Floats
     own_queries: NDArray[Any]

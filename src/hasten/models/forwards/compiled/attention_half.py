@@ -149,19 +149,21 @@ def _attend(thread, num_threads, layer, model, call, scratch):
 def _attend_group(thread, layer, sequence, head, start, count, model, call, scratch):
     """``count`` queries from ``start`` on, of one sequence and one key-value head."""
     stay_apart()
-    size, num_slots = model.head_size, call.num_slots
+    kind = model.layers[layer, 0]
+    first_slot = scratch.first_slots[kind, sequence]
+    size, num_slots = model.head_size, call.num_slots - first_slot
     padded = (size + LANES - 1) // LANES * LANES
     stride = (num_slots + LANES - 1) // LANES * LANES
     keys, per_sequence, per_head = _cache(call, layer, 0, model)
     values, _, _ = _cache(call, layer, 1, model)
-    cached = sequence * per_sequence + head * per_head
+    cached = sequence * per_sequence + head * per_head + first_slot * size
     queries, scores = scratch.own_queries[thread], scratch.own_scores[thread]
     _pack_queries(thread, queries, layer, sequence, head, start, count, model, call, scratch)
     score(queries, count, keys, cached, size, num_slots, scratch.own_tile[thread], scores, stride)
     per_row, cap = model.num_heads // model.num_kv_heads, np.float32(model.score_cap)
     for query in range(count):
         row = call.starts[sequence] + (start + query) // per_row
-        visible = call.visible[model.layers[layer, 0], row]
+        visible = scratch.visible[kind * len(call.token_ids) + row]
         softmax_weights(scores, query * stride, num_slots, visible, cap)
     padding, out = scratch.own_padding[thread], scratch.own_values[thread]
     if padded != size:

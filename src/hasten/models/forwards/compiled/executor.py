@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,16 +22,9 @@ from hasten.models.forwards.compiled.memory import new_scratch
 from hasten.models.forwards.compiled.products import LANES
 from hasten.models.forwards.compiled.thread_pool import thread_pool
 from hasten.models.forwards.compiled.tiles import DTYPES, TiledEmbedding, TiledLinear, Tiles, num_tiles
-from hasten.models.forwards.forward import Asked, Forward, Kept, columns_kept
-from hasten.models.sessions.attention import AttentionKinds, Visible
+from hasten.models.forwards.forward import Asked, Forward, Kept, Mask, columns_kept
+from hasten.models.sessions.attention import AttentionKinds, TreeMask
 from hasten.models.sessions.slot_cache import SlotCache
-
-
-@dataclass(frozen=True, slots=True)
-class VisibleSlots:
-    """What CompiledForward takes for a mask: bool [kinds, batch, tokens, slots]."""
-
-    slots: NDArray[np.bool_]
 
 
 class CompiledForward(Forward):
@@ -49,9 +41,6 @@ class CompiledForward(Forward):
     def plain_passes(self) -> _CausalPasses:
         return _CausalPasses(self)
 
-    def mask(self, visible: dict[str, Visible]) -> VisibleSlots:
-        return VisibleSlots(np.stack([*visible.values()]))
-
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
         """torch's threads look for work for milliseconds after each parallel operation; here they rest."""
@@ -67,27 +56,27 @@ class CompiledForward(Forward):
         self,
         token_ids: NDArray[np.int64],
         position_ids: NDArray[np.int64] | None,
-        attention_mask: Any,
+        attention_mask: Mask,
         cache: Any | None,
         logits_to_keep: Kept = 0,
     ) -> torch.Tensor:
-        if not isinstance(attention_mask, VisibleSlots):
+        if not isinstance(attention_mask, TreeMask):
             return super().__call__(token_ids, position_ids, attention_mask, cache, logits_to_keep)
         assert position_ids is not None
-        return self._plan.run(token_ids, position_ids, attention_mask.slots, cache, logits_to_keep)
+        return self._plan.run(token_ids, position_ids, attention_mask, cache, logits_to_keep)
 
     def find(
         self,
         token_ids: NDArray[np.int64],
         position_ids: NDArray[np.int64] | None,
-        attention_mask: Any,
+        attention_mask: Mask,
         cache: Any | None,
         asked: Asked,
     ) -> list[Logits]:
-        if not isinstance(attention_mask, VisibleSlots):
+        if not isinstance(attention_mask, TreeMask):
             return super().find(token_ids, position_ids, attention_mask, cache, asked)
         assert position_ids is not None
-        return self._plan.find(token_ids, position_ids, attention_mask.slots, cache, asked)
+        return self._plan.find(token_ids, position_ids, attention_mask, cache, asked)
 
 
 class _CausalPasses:
@@ -105,9 +94,7 @@ class _CausalPasses:
         cache: None = None,
         logits_to_keep: int = 0,
     ) -> torch.Tensor:
-        causal = np.tri(token_ids.shape[1], dtype=np.bool_)[None]
-        kinds = AttentionKinds.of(self.text_config)
-        mask = self._forward.mask(kinds.visible(causal, position_ids, position_ids))
+        mask = TreeMask.causal(AttentionKinds.of(self.text_config), position_ids)
         return self._forward(token_ids, position_ids, mask, SlotCache(), logits_to_keep)
 
     def select(self, rows: list[int]) -> _CausalPasses:
@@ -246,7 +233,7 @@ class CompiledModel:
         self,
         token_ids: NDArray[np.int64],
         position_ids: NDArray[np.int64],
-        visible: NDArray[np.bool_],
+        mask: TreeMask,
         cache: Any,
         logits_to_keep: Kept,
     ) -> torch.Tensor:
@@ -254,7 +241,7 @@ class CompiledModel:
         batch, width = token_ids.shape
         columns = columns_kept(logits_to_keep, width)
         is_wanted = np.tile(np.isin(np.arange(width), columns), (batch, 1))
-        call, rows = self._call(token_ids, position_ids, visible, cache, is_wanted, keeps_logits=True)
+        call, rows = self._call(token_ids, position_ids, mask, cache, is_wanted, keeps_logits=True)
         self._compute(call, search_for([], [], 0, self._vocab_size))
         if len(call.wanted) == batch * len(columns):
             return self._kept(call).clone().view(batch, len(columns), -1)  # the memory is used again
@@ -266,7 +253,7 @@ class CompiledModel:
         self,
         token_ids: NDArray[np.int64],
         position_ids: NDArray[np.int64],
-        visible: NDArray[np.bool_],
+        mask: TreeMask,
         cache: Any,
         asked: Asked,
     ) -> list[Logits]:
@@ -275,7 +262,7 @@ class CompiledModel:
         for row, tokens in zip(is_wanted, asked.tokens, strict=True):
             row[tokens] = True
         keeps_logits = self._is_read or None in asked.draws
-        call, _ = self._call(token_ids, position_ids, visible, cache, is_wanted, keeps_logits=keeps_logits)
+        call, _ = self._call(token_ids, position_ids, mask, cache, is_wanted, keeps_logits=keeps_logits)
         counts = is_wanted.sum(axis=1).tolist()
         search = search_for(asked.draws, counts, asked.top_k, self._vocab_size)
         found = self._compute(call, search)
@@ -289,7 +276,7 @@ class CompiledModel:
         self,
         token_ids: NDArray[np.int64],
         position_ids: NDArray[np.int64],
-        visible: NDArray[np.bool_],
+        mask: TreeMask,
         cache: Any,
         is_wanted: NDArray[np.bool_],
         *,
@@ -297,8 +284,7 @@ class CompiledModel:
     ) -> tuple[Call, NDArray[np.int64]]:
         """A pass, and which tokens [batch * tokens] its rows are: all but padding, which sees nothing."""
         batch, width = token_ids.shape
-        kinds, num_slots = len(visible), visible.shape[3]
-        rows = np.flatnonzero(visible[0].any(axis=2).reshape(-1))
+        rows = np.flatnonzero(mask.is_token)
         positions = position_ids.reshape(-1)[rows]
         if self._angles.shape[1] <= int(positions.max()):
             more = self._read_angles(
@@ -312,8 +298,11 @@ class CompiledModel:
             positions=positions,
             slots=first_slot + rows % width,
             starts=np.searchsorted(rows, width * np.arange(batch + 1)).astype(np.int64),
-            visible=np.ascontiguousarray(visible.reshape(kinds, -1, num_slots)[:, rows]).view(np.uint8),
-            num_slots=num_slots,
+            num_slots=mask.num_slots,
+            visible=mask.visible.view(np.uint8),
+            slot_positions=mask.positions,
+            own=mask.own.reshape(-1, mask.own.shape[2])[rows].view(np.uint8),
+            first_positions=mask.kinds.first_positions(positions),
             wanted=wanted,
             keeps_logits=keeps_logits,
             is_only_head=False,
@@ -321,7 +310,7 @@ class CompiledModel:
             angles=self._angles,
             phase=0,
         )
-        self._scratch_for(len(rows), len(wanted), num_slots, keeps_logits)
+        self._scratch_for(max(len(rows), batch), len(wanted), mask.num_slots, keeps_logits)
         return call, rows
 
     def _compute(self, call: Call, search: Search) -> Found:
@@ -341,7 +330,8 @@ class CompiledModel:
         if self._last is None or self._last.wanted is not call.wanted:
             raise RuntimeError("logits of an earlier pass are gone: they are to be read before the next pass")
         if not self._last.keeps_logits:
-            self._scratch_for(len(call.token_ids), len(call.wanted), call.num_slots, True)
+            num_rows = max(len(call.token_ids), len(call.starts) - 1)
+            self._scratch_for(num_rows, len(call.wanted), call.num_slots, True)
             self._last = call._replace(keeps_logits=True)
             self._run(self._last._replace(is_only_head=True), search_for([], [], 0, self._vocab_size))
         self._is_read = True

@@ -11,7 +11,11 @@ from hasten.models.forwards.compiled.products import LANES, MAX_ROWS, PANEL, pac
 
 
 def new_scratch(model: Model, threads: int, rows: int, wanted: int, slots: int) -> Scratch:
-    """Room for so many threads, rows, rows whose logits are wanted, and slots; none for whole logits."""
+    """Room for so many threads, rows, rows whose logits are wanted, and slots; none for whole logits.
+
+    There are no more sequences than rows.
+    """
+    kinds = int(model.layers[:, 0].max()) + 1
     kind, packed = model.weights.dtype, packed_kind(model.weights)
     padded = -(-model.head_size // LANES) * LANES
     widest = LANES * int(model.matrices[:, :, 1].max())
@@ -25,6 +29,8 @@ def new_scratch(model: Model, threads: int, rows: int, wanted: int, slots: int) 
         x_mlp=np.zeros(rows * model.hidden_size, packed),
         x_inner=np.zeros(rows * model.inner_size, packed),
         logits=np.empty(0, np.float32),
+        visible=np.zeros((kinds * rows, slots), np.uint8),
+        first_slots=np.zeros((kinds, rows), np.int64),
         own_logits=np.empty((threads, wanted * GROUP), np.float32),
         own_row=np.empty((threads, max(model.hidden_size, heads)), np.float32),
         own_queries=np.empty((threads, QUERIES * model.head_size), packed),

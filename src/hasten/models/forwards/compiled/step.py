@@ -25,6 +25,7 @@ from hasten.models.forwards.compiled.linear import multiply, share
 from hasten.models.forwards.compiled.machine import barrier, read, sources_digest, stay_apart
 from hasten.models.forwards.compiled.products import LANES
 from hasten.models.forwards.compiled.rows import activate, pack, packed_start, tanh
+from hasten.models.forwards.compiled.sight import write_sight
 
 GROUP_TILES = GROUP // LANES
 """Tiles of the head that are computed, and then looked at, together."""
@@ -49,6 +50,7 @@ def _run(thread, num_threads, model, call, scratch, search, found):
         first, last = share(count, 1, thread, num_threads)
         for row in range(first, last):
             _embed(model, call.token_ids[row], scratch.residual, row)
+        write_sight(first, last, call, scratch)
         for layer in range(len(model.layers)):
             phase = attention(thread, num_threads, phase, layer, model, call, scratch)
             phase = _mlp(thread, num_threads, phase, layer, model, call, scratch)
