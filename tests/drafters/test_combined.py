@@ -131,6 +131,38 @@ def test_agreement_of_sources_is_worth_what_it_proves_to_be():
     assert alone.scores[alone.token_ids.tolist().index(11)] == pytest.approx(0.2, abs=0.1)
 
 
+def a_world_of_copies(drafter, length, rng, turns, lasts):
+    """Tokens promised and kept where a copy goes on for ``lasts(rng)`` of the ``length`` tokens drafted."""
+    sequence, promised, kept = a_sequence(), 0.0, 0
+    for _ in range(turns):
+        tree = drafter.propose(sequence, length)
+        num_right = min(lasts(rng), len(tree))
+        promised += float(tree.scores.sum())
+        kept += num_right
+        written = [*tree.token_ids[:num_right].tolist(), 90]
+        drafter.observe(sequence, Observation(tree, Acceptance([], written)))
+    return promised, kept
+
+
+def a_copy(length, chance):
+    return DraftTree.chain(list(range(10, 10 + length)), list(np.cumprod([chance] * length)))
+
+
+def test_long_copies_that_are_always_right_are_believed_after_ten_steps():
+    """A source claims .8 a token, so .005 of its 24th, and is always right."""
+    drafter, rng = union(a_copy(24, 0.8), a_copy(3, 0.5)), np.random.default_rng(5)
+    a_world_of_copies(drafter, 24, rng, 10, lambda rng: 24)
+    promised, kept = a_world_of_copies(drafter, 24, rng, 10, lambda rng: 24)
+    assert promised == pytest.approx(kept, rel=0.05)
+
+
+def test_long_copies_that_are_never_right_are_not_believed():
+    drafter, rng = union(a_copy(24, 0.98), a_copy(3, 0.5)), np.random.default_rng(6)
+    a_world_of_copies(drafter, 24, rng, 30, lambda rng: 0)
+    promised, _ = a_world_of_copies(drafter, 24, rng, 10, lambda rng: 0)
+    assert promised / 10 < 0.5
+
+
 def test_one_overconfident_source_does_not_outshout_the_others():
     """One source claims 0.98 and is right half the time, another claims 0.5 of the same tokens, rightly."""
     drafter = union(DraftTree([10], [-1], [0.98]), DraftTree([10], [-1], [0.5]))
