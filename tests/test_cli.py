@@ -54,6 +54,20 @@ def test_help_needs_no_torch() -> None:
         assert command in result.output
 
 
+def test_shells_complete_commands_and_options() -> None:
+    for words, expected in (
+        ("hasten gen", "generate"),
+        ("hasten generate demo --freq", "--frequency-penalty"),
+    ):
+        asked = {
+            "_HASTEN_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(words.count(" ")),
+        }
+        result = CliRunner().invoke(app, [], env=asked, prog_name="hasten")
+        assert result.stdout.split() == [expected]
+
+
 def test_version() -> None:
     assert run("--version").output.strip() == hasten.__version__
 

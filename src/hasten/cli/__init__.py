@@ -53,7 +53,6 @@ app = typer.Typer(
     name="hasten",
     cls=_Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Makes the language models you already run write several times faster, and write the same text.",
 )

@@ -114,7 +114,7 @@ def require_gguf() -> Any:
     try:
         import gguf
     except ImportError as problem:
-        raise MissingExtra("GGUF files need llama.cpp: pip install 'hasten[llamacpp]'") from problem
+        raise MissingExtra("GGUF files are written by the gguf package: pip install gguf") from problem
     return gguf
 
 

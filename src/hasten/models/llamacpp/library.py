@@ -27,6 +27,13 @@ _FLOAT32, _FLOAT16 = 0, 1  # ggml's numbers of types
 _PRECISIONS = {"0": torch.float32, "32": torch.bfloat16}
 """general.file_type -> the coarsest type of a pass; all others count as float16"""
 
+_MISSING = (
+    "GGUF models are run by llama.cpp: pip install 'hasten[llamacpp]', which compiles it for some minutes "
+    "and needs a C++ compiler and CMake. Where llama.cpp is installed already, CMAKE_ARGS=-DLLAMA_BUILD=OFF "
+    "before that command compiles nothing, and LLAMA_CPP_LIB_PATH names the folder of its libllama; a "
+    "ready-made wheel of llama-cpp-python will do as well"
+)
+
 
 @cache
 def bindings() -> Any:
@@ -34,9 +41,7 @@ def bindings() -> Any:
     try:
         import llama_cpp
     except ImportError as problem:
-        raise MissingExtra(
-            "GGUF models are run by llama.cpp: pip install 'hasten[llamacpp]' (compiles for some minutes)"
-        ) from problem
+        raise MissingExtra(_MISSING) from problem
     llama_cpp.llama_log_set(_log_callback(llama_cpp), None)
     llama_cpp.llama_backend_init()
     return llama_cpp
