@@ -241,8 +241,8 @@ def test_samples_of_one_prompt_share_it_and_draft_as_alone(lm: LanguageModel, se
     prompt = np.random.default_rng(9).integers(2, VOCAB, 300).tolist()
     params = SamplingParams(max_new_tokens=60, ignore_eos=True, temperature=0.8, seed=3, n=3)
     apart = LanguageModel(CausalLM(lm.target.forward.model, shared_prefix="off"), drafter="off")
-    expected = apart.generate(prompt, params, drafter="off")
-    found = [one.generate(prompt, params, drafter=swift(one), num_draft_tokens=8) for one in (lm, apart)]
+    expected = apart.generate([prompt], params, drafter="off")
+    found = [one.generate([prompt], params, drafter=swift(one), num_draft_tokens=8) for one in (lm, apart)]
     assert ids(found[0]) == ids(found[1]) == ids(expected)
     assert [one.stats.num_steps for one in found[0]] == [one.stats.num_steps for one in found[1]]
     assert len(selections) >= 6

@@ -50,7 +50,7 @@ def excess(lm, expected, drafter, verify, count=1500):
     """How many standard deviations chi-square is above its mean; and tokens a step."""
     params = SamplingParams(max_new_tokens=LENGTH + 2, temperature=1.0, seed=8, n=count, ignore_eos=True)
     outputs = lm.generate(
-        [2, 3, 4], params, drafter=drafter, verify=verify, num_draft_tokens=6, batch_size=500
+        [[2, 3, 4]], params, drafter=drafter, verify=verify, num_draft_tokens=6, batch_size=500
     )
     found = Counter(tuple(output.token_ids[:LENGTH]) for output in outputs)
     common = [key for key, chance in expected.items() if chance * count >= 5]

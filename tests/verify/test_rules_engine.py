@@ -92,7 +92,7 @@ def sampled(tiny, name, count, batch_size):
     lm, laws, draft = tiny
     params = SamplingParams(max_new_tokens=LENGTH + 2, temperature=1.0, seed=8, n=count, ignore_eos=True)
     outputs = lm.generate(
-        PROMPT, params, drafter=draft, verify=name, num_draft_tokens=6, batch_size=batch_size
+        [PROMPT], params, drafter=draft, verify=name, num_draft_tokens=6, batch_size=batch_size
     )
     counts = Counter(tuple(output.token_ids[:LENGTH]) for output in outputs)
     steps = sum(output.stats.num_steps for output in outputs)
