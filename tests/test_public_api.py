@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 
@@ -40,6 +41,21 @@ def test_the_public_names_are_these():
     assert hasten.__all__ == PUBLIC == sorted(PUBLIC)
     assert all(getattr(hasten, name) is not None for name in PUBLIC)
     assert hasten.__version__
+
+
+def test_no_public_call_takes_or_gives_anything_at_all():
+    """But for a hook with the arguments of transformers, and an interrupt, with texts of either kind."""
+    found = []
+    for name in set(PUBLIC) - {"custom_generate", "GenerationInterrupted"}:
+        thing = getattr(hasten, name)
+        parts = vars(thing) if isinstance(thing, type) else {"": thing}
+        for part, value in parts.items():
+            function = value.fget if isinstance(value, property) else value
+            if inspect.isfunction(function) and (part == "__init__" or not part.startswith("_")):
+                found += [
+                    (name, part, each) for each in function.__annotations__.values() if "Any" in str(each)
+                ]
+    assert found == []
 
 
 def test_an_unknown_name_is_an_attribute_error():

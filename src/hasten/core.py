@@ -146,7 +146,7 @@ class DecodeStats:
     def total_ms(self) -> float:
         return self.prefill_ms + self.draft_ms + self.forward_ms + self.verify_ms + self.other_ms
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """JSON-ready, derived values included."""
         counters = {"num_known_tokens", "num_steps", "num_tokens", "num_draft_tokens", "num_accepted_tokens"}
         times = {"prefill_ms", "draft_ms", "forward_ms", "verify_ms", "other_ms"}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hasten.errors import ConfigError
+from hasten.params import LogitsProcessor
 
 _COPYING = ("fork", "deep_copy")
 """methods by which matchers that are not Python's give a copy of themselves (xgrammar, llguidance)"""
@@ -27,9 +28,9 @@ class PerText:
     ``SamplingParams(logits_processors=[hasten.PerText(lambda: MyProcessor(...))])``
     """
 
-    make: Callable[[], Callable[..., Any]]
+    make: Callable[[], LogitsProcessor]
 
-    def __call__(self) -> Callable[..., Any]:
+    def __call__(self) -> LogitsProcessor:
         return self.make()
 
 

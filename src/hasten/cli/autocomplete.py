@@ -49,8 +49,9 @@ def autocomplete(
 
 def _learn(files: list[Path], language_model: LanguageModel) -> NgramTables:
     from hasten.models.superposed import NgramTables
+    from hasten.prompts import tokenised
 
     tables = NgramTables()
     for path in files:
-        tables.learn(language_model.tokenizer(read_text(path))["input_ids"])
+        tables.learn(tokenised(read_text(path), language_model.tokenizer))
     return tables

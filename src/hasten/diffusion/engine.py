@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence as AbstractSequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 from hasten.calls import (
     Asked,
@@ -38,6 +38,10 @@ from hasten.errors import PromptError
 from hasten.prompts import read_prompts
 from hasten.stopping import TextStream
 from hasten.values import at_least_one
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
 
 Trace = Callable[[Record], None]
 
@@ -142,7 +146,12 @@ def load_diffusion(
 class DiffusionModel:
     """A denoiser with its tokenizer. One call at a time: instances are not thread-safe."""
 
-    def __init__(self, denoiser: Denoiser, tokenizer: Any = None, helpers: Helpers = Helpers()) -> None:
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        helpers: Helpers = Helpers(),
+    ) -> None:
         self.denoiser = denoiser
         self.tokenizer = tokenizer
         self._detokeniser = Detokeniser(tokenizer)
@@ -150,9 +159,10 @@ class DiffusionModel:
         self.reader = CanvasReader(tokenizer, denoiser.spec, denoiser.vocab_size, denoiser.max_length)
 
     @property
-    def module(self) -> Any:
+    def module(self) -> torch.nn.Module:
         """The torch module behind the denoiser."""
-        return self.denoiser.model
+        module: torch.nn.Module = self.denoiser.model
+        return module
 
     @overload
     def generate(  # type: ignore[overload-overlap]  # a text is a sequence of texts as well

@@ -20,7 +20,7 @@ import copy
 import logging
 import os
 import threading
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -35,6 +35,9 @@ from hasten.models.forwards.forward import device_of
 from hasten.models.forwards.stand_in import restore as restore_modules
 from hasten.text.engine import LanguageModel
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 _LARGE_BYTES = 2**28
 """of weights: smaller models answer before anybody asks what they are doing"""
 _log = logging.getLogger("hasten")
@@ -44,7 +47,7 @@ Model = TypeVar("Model")
 
 def accelerate(
     model: Model,
-    tokenizer: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     drafter: str | Drafter = "auto",
     num_draft_tokens: int | None = None,

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence as AbstractSequence
 from contextlib import closing
 from functools import cached_property
-from typing import Any, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 from hasten.calls import answer, interruptible, require_one_output, require_one_sample
 from hasten.chat import Message, conversation_ids
@@ -16,7 +16,7 @@ from hasten.drafters.corpus.corpus_index import open_index
 from hasten.drafters.store import load_store, save_store
 from hasten.errors import ConfigError, PromptError
 from hasten.models.causal_lm import require_torch
-from hasten.models.draft.draft_lm import load_draft
+from hasten.models.draft.draft_lm import DraftLM, load_draft
 from hasten.models.sessions.prefix_cache import PrefixCache
 from hasten.models.superposed import Completion, NgramTables, complete
 from hasten.models.target import Target
@@ -30,6 +30,11 @@ from hasten.text.requests import Job, Output, Piece, Prompt, Prompts, Requests
 from hasten.text.scheduler import Scheduler
 from hasten.values import at_least_one, whole
 from hasten.verify import Verifier, find_verifier
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hasten.models.llamacpp.tokenizer import GgufTokenizer
 
 _PREFIX_BYTES = 256 * 2**20
 Trace = Callable[[Step], None]
@@ -62,11 +67,11 @@ class LanguageModel:
     def __init__(
         self,
         target: Target,
-        tokenizer: Any = None,
+        tokenizer: PreTrainedTokenizerBase | GgufTokenizer | None = None,
         *,
         drafter: str | Drafter = "auto",
         index: str | os.PathLike[str] | None = None,
-        draft: Any = None,
+        draft: str | os.PathLike[str] | PreTrainedModel | DraftLM | None = None,
         prefix_cache: int | str = 0,
     ) -> None:
         self.target = target
