@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -122,6 +123,8 @@ class CompiledModel:
         self._model = self._take_over(blueprint)
         self._scratch_sizes: tuple[int, ...] = ()
         self._scratch: Scratch
+        self._first_buffer: Callable[[], torch.Tensor | None] = lambda: None
+        self._addresses = np.empty((0, 3), np.int64)
         self._last: Call | None = None
         self._is_read = False  # whether somebody read the last logits as a whole
 
@@ -346,15 +349,26 @@ class CompiledModel:
         """(the first new slot, what Call calls caches)"""
         sizes = self._model
         heads, channels = sizes.num_kv_heads, sizes.head_size
-        first, addresses = 0, []
-        for index in range(len(sizes.layers)):
-            layer = cache.layer(index)
-            if not layer.is_initialized:
-                layer.allocate(batch, heads, channels, channels, dtype=self._dtype, device="cpu")
-            first = layer.reserve_slots(count)
-            buffers = layer.key_buffer, layer.value_buffer
-            addresses.append([*(buffer.data_ptr() for buffer in buffers), buffers[0].shape[2]])
-        return first, np.array(addresses, np.int64)
+        if len(cache.used_layers) < len(sizes.layers):
+            for index in range(len(sizes.layers)):
+                layer = cache.layer(index)
+                if not layer.is_initialized:
+                    layer.allocate(batch, heads, channels, channels, dtype=self._dtype, device="cpu")
+        return cache.extend(count), self._addresses_of(cache)
+
+    def _addresses_of(self, cache: SlotCache) -> NDArray[np.int64]:
+        """Asked for again only when a cache has other buffers, which all its layers get together."""
+        buffer = cache.layers[0].key_buffer
+        if self._first_buffer() is not buffer:
+            self._first_buffer = weakref.ref(buffer)
+            self._addresses = np.array(
+                [
+                    [layer.key_buffer.data_ptr(), layer.value_buffer.data_ptr(), layer.capacity]
+                    for layer in cache.layers
+                ],
+                np.int64,
+            )
+        return self._addresses
 
     def _scratch_for(self, num_rows: int, num_wanted: int, num_slots: int, keeps_logits: bool) -> None:
         """Make ``_scratch`` large enough; what it holds stays where it is large enough already."""
