@@ -108,6 +108,29 @@ def test_two_sessions_at_once_do_not_share_an_arena_and_later_ones_do():
     assert len(forward._arenas) == 1
 
 
+def test_a_closed_session_gives_its_arena_back_at_once():
+    forward, recorder = recorded()
+    one, other = TreeSession(forward), TreeSession(forward)
+    for session in (one, other):
+        session.prefill([[5, 6, 7]])
+        check_step(forward, session, [[5, 6, 7]], [DraftTree.chain([11, 12])])
+        session.close()
+    assert len(forward._arenas) == recorder.num_recorded == 1
+
+
+def test_rows_that_join_an_empty_session_stay_in_their_arena():
+    forward, _ = recorded()
+    one, other = TreeSession(forward), TreeSession(forward)
+    other.prefill([[5, 6, 7]])
+    check_step(forward, other, [[5, 6, 7]], [DraftTree()])
+    other.keep([Acceptance([], [9])])
+    one.join(other)
+    other.prefill([[8, 9, 10]])
+    for session, text in ((other, [8, 9, 10]), (one, [5, 6, 7, 9])):
+        check_step(forward, session, [text], [DraftTree.chain([11, 12])])
+    assert len(forward._arenas) == 2
+
+
 def test_sizes_are_recorded_once():
     forward, recorder = recorded()
     for count in (0, 2, 5, 7, 0, 3):

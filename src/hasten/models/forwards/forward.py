@@ -181,6 +181,9 @@ class Forward:
         """The same model for the rows of this batch and of another one behind them."""
         return self
 
+    def release(self, cache: Any) -> None:
+        """A cache will not be used again: what was set aside for it is free."""
+
     def _run(self, token_ids: torch.Tensor, arguments: dict[str, Any]) -> Any:
         return self.model(token_ids, **arguments)
 

@@ -133,6 +133,12 @@ class GraphedForward(Forward):
                 return logits[:, torch.from_numpy(logits_to_keep).to(self.device)]
         return super().__call__(token_ids, position_ids, attention_mask, cache, logits_to_keep)
 
+    def release(self, cache: Any) -> None:
+        """Its arena may be given to another one at once."""
+        for arena in self._arenas:
+            if arena.is_owned_by(cache):
+                arena.leave()
+
     def _can_replay(self, token_ids: NDArray[np.int64], cache: SlotCache) -> bool:
         """An empty cache has no buffers yet that would tell their shapes."""
         return not self.why_not and cache.width > 0 and token_ids.shape[1] <= TOKENS[-1]
@@ -257,6 +263,9 @@ class _Arena:
     def is_taken(self) -> bool:
         owner = self._owner()
         return owner is not None and self.holds(owner)
+
+    def leave(self) -> None:
+        self._owner = lambda: None
 
     def take(self, cache: SlotCache) -> None:
         """Move a cache here; whose buffers it was using loses them."""

@@ -268,13 +268,14 @@ class TreeSession(ReadsAtOnce):
         if not more:
             return
         if not count:
-            self._forward, self._cache = other._forward, other._cache
-            self._table = other._table
+            self._forward, self._cache, self._table = other._forward, other._cache, other._table
         else:
             self._forward = self._forward.join(other._forward)
             self._cache.join(other._cache, count, more)
             self._table.join(other._table)
         self._lengths, self._roots = self._lengths + other._lengths, self._roots + other._roots
+        if other._cache is self._cache:
+            other._begin(0)  # not to be given back
         other.close()
 
     def behind(self, prefix: TreeSession, forward: Forward) -> TreeSession:
@@ -294,6 +295,7 @@ class TreeSession(ReadsAtOnce):
         return found
 
     def close(self) -> None:
+        self._forward.release(self._cache)
         self._begin(0)
         self._roots = []
 

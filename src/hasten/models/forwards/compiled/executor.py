@@ -354,7 +354,13 @@ class CompiledModel:
                 layer = cache.layer(index)
                 if not layer.is_initialized:
                     layer.allocate(batch, heads, channels, channels, dtype=self._dtype, device="cpu")
-        return cache.extend(count), self._addresses_of(cache)
+        first, capacity = cache.layers[0].width, cache.layers[0].capacity
+        if first + count > capacity:
+            cache.extend(count)
+        else:  # all layers are of one size
+            for layer in cache.layers:
+                layer.width = first + count
+        return first, self._addresses_of(cache)
 
     def _addresses_of(self, cache: SlotCache) -> NDArray[np.int64]:
         """Asked for again only when a cache has other buffers, which all its layers get together."""
