@@ -210,7 +210,9 @@ class Sampler:
         return keyed_generator(self.seed, self.sample, position, stream)
 
     def fork(self, sample: int | None = None) -> Sampler:
-        """See LawSampler."""
+        """See LawSampler. Itself where nothing would differ: only processors keep a state."""
+        if not self.processors and sample in (None, self.sample):
+            return self
         forked = copy.copy(self)
         forked.processors = own_processors(self.processors)
         forked.sample = self.sample if sample is None else sample
