@@ -11,7 +11,7 @@ LLAMACPP ?= yes
 LLAMA_READY := $(if $(filter no,$(LLAMACPP)),,$(VENV)/.ready-llamacpp)
 WITHOUT := $(if $(filter no,$(LLAMACPP)),--without llama.cpp)
 
-.PHONY: demo demo-real real test test-llamacpp test-fast test-all check imports docs bench clean
+.PHONY: demo demo-real real test test-llamacpp test-fast test-all mutate check imports docs bench clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hasten needs Python 3.11 or newer; try make PYTHON=python3.11")'
@@ -54,6 +54,12 @@ test-fast: $(READY)
 # Whole products of architectures, drafters, samplings and batches as well.
 test-all: $(READY) $(LLAMA_READY)
 	$(BIN)/python -m pytest -n 2 -m "" --every-area $(WITHOUT)
+
+# The core broken in one place at a time: what no test notices, and the share of what they notice (SAMPLE=0: all).
+SAMPLE ?= 25
+mutate: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt cosmic-ray
+	$(BIN)/python tests/mutate.py --sample $(SAMPLE)
 
 check: $(READY)
 	$(BIN)/ruff format --check .
