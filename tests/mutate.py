@@ -2,7 +2,7 @@
 
 Cosmic Ray says what can be broken. Where it knows several changes of a kind in one place (ten for `x + y`),
 one is drawn, and of what is left a sample; changes of annotations and of `strict=` are left out. No file is
-touched: a mutant is tested in a fork of a process that has loaded all but hasten, which reads the broken source.
+touched: a mutant is tested in a fork of a process that has loaded all but hasten, which reads broken code.
 
     python tests/mutate.py [--sample N] [--seed S] [FILE ...]
 
@@ -41,16 +41,36 @@ from cosmic_ray.mutating import mutate_code
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ROOT / "src"
+_LAWS = ["verify/test_residual.py", "verify/test_must_fail.py", "verify/test_exact_laws.py"]
 TESTS = {
     "tree.py": ["test_tree.py"],
-    "sampling.py": ["test_sampling.py", "test_values.py"],
+    "sampling.py": ["test_sampling.py", "test_penalties.py", "test_logprobs.py"],
     "core.py": ["test_values.py", "test_decode.py"],
     "stopping.py": ["test_stopping.py"],
     "noise.py": ["test_noise.py"],
     "logits.py": ["test_logits.py"],
     "text/decode.py": ["test_decode.py", "test_running_batch.py"],
     "text/scheduler.py": ["test_running_batch.py"],
-} | {f"verify/{path.name}": ["verify"] for path in sorted((SOURCES / "hasten" / "verify").glob("*.py"))}
+    "verify/__init__.py": ["verify/test_must_fail.py", "verify/test_rules_engine.py"],
+    "verify/ahead.py": ["test_verify.py", *_LAWS],
+    "verify/block.py": _LAWS,
+    "verify/bounds.py": ["verify/test_bounds.py"],
+    "verify/confident.py": ["verify/test_confident.py"],
+    "verify/fastest.py": ["verify/test_fastest.py"],
+    "verify/follow.py": ["test_verify.py", *_LAWS],
+    "verify/k_sequential.py": _LAWS,
+    "verify/naive.py": _LAWS,
+    "verify/point_mass.py": _LAWS,
+    "verify/residual.py": [
+        "verify/test_residual.py",
+        "verify/test_residual_law.py",
+        "verify/test_exact_laws.py",
+    ],
+    "verify/tolerant.py": ["test_tolerant.py"],
+    "verify/traversal.py": _LAWS,
+    "verify/typical.py": ["verify/test_rules_engine.py"],
+    "verify/walk.py": ["test_verify.py", *_LAWS],
+}
 """a file of the core -> what must notice that it is broken, quick tests first"""
 TIMEOUT = 4.0
 """times the tests of the whole file, and 20 s more"""
