@@ -19,7 +19,7 @@ from hasten.core import SamplingParams
 from hasten.errors import ModelError
 from hasten.logits import Logits, top_candidates
 from hasten.noise import gumbel_noise
-from hasten.sampling import Sampler, warp
+from hasten.sampling import Sampler, keyed_generator, warp
 
 VOCAB = 400
 
@@ -34,6 +34,13 @@ def test_noise_is_a_function_of_its_key_alone():
     others = [gumbel_noise(*key, 50) for key in ((4, 1, 7), (3, 2, 7), (3, 1, 8), (2**64 - 1, 0, 2**40))]
     for one in others:
         assert not np.array_equal(again[0], one)
+
+
+def test_the_generator_of_a_position_is_philox_with_words_of_their_own():
+    """Texts of a seed are written again by later versions, so where each number goes is kept."""
+    key, counter = np.array([5, 6], np.uint64), np.array([0, 7, 8, 0], np.uint64)
+    expected = np.random.Generator(np.random.Philox(key=key, counter=counter)).random(4)
+    assert keyed_generator(seed=5, sample=6, position=8, stream=7).random(4).tolist() == expected.tolist()
 
 
 def test_noise_of_neighbouring_positions_shares_no_numbers():
@@ -75,6 +82,18 @@ def test_warping_is_that_of_transformers(seed, temperature, top_k, top_p, min_p)
     ours = warp(logits[0], params)
     assert torch.equal(ours.isfinite(), theirs.isfinite())
     assert torch.allclose(ours[ours.isfinite()], theirs[theirs.isfinite()])
+
+
+CUTS = {"top_k": 5, "top_p": 0.6, "min_p": 0.1, "typical_p": 0.5}
+
+
+@pytest.mark.parametrize("cuts", [*({name: value} for name, value in CUTS.items()), CUTS], ids="+".join)
+def test_rows_are_warped_as_each_alone(cuts):
+    rows = logits_of(rows=6)
+    params = SamplingParams(temperature=0.8, **cuts)
+    alone = torch.stack([warp(row, params) for row in rows])
+    assert torch.equal(warp(rows, params), alone)
+    assert torch.equal(warp(rows.reshape(2, 3, -1), params), alone.reshape(2, 3, -1))
 
 
 def test_a_nucleus_wider_than_the_first_look_is_found():
@@ -121,6 +140,14 @@ def test_processors_are_copied_for_every_sequence():
     for _ in range(2):
         Sampler(params).draws(logits_of())(0, [1])
     assert processor.prefixes == []
+
+
+def test_a_fork_goes_on_with_the_same_sample_or_another():
+    sampler = Sampler(SamplingParams(temperature=1.0, logits_processors=[TopKLogitsWarper(3)]), 1, sample=2)
+    assert [sampler.fork().sample, sampler.fork(5).sample, sampler.sample] == [2, 5, 2]
+    assert sampler.fork().processors[0] is not sampler.processors[0]
+    plain = Sampler(SamplingParams(temperature=1.0), 1, sample=2)
+    assert [plain.fork().sample, plain.fork(5).sample, plain.sample] == [2, 5, 2]
 
 
 def test_processors_leave_the_models_logits_alone():

@@ -150,6 +150,70 @@ def test_a_tree_begins_what_was_appended_to_it(tree, count):
     assert not DraftTree([*tree.token_ids, 3], [*tree.parents, -1]).begins(tree)
 
 
+def scored(tree, scores, **columns):
+    return DraftTree(tree.token_ids, tree.parents, scores[: len(tree)], **columns)
+
+
+SCORES = st.lists(st.sampled_from([0.125, 0.25, 0.5, 0.75]), min_size=12, max_size=12)
+
+
+@given(trees(vocab=3), SCORES, trees(vocab=3), SCORES)
+def test_a_union_has_every_path_once_with_its_best_score_and_its_first_source(one, scores, other, others):
+    names = ("a", "b")
+    sources = [node % 2 for node in range(len(one))]
+    one = scored(one, scores, sources=sources, source_names=names)
+    other = scored(other, others, source_names=("b",))
+    best, first = {}, {}
+    for tree in (one, other):
+        for path, score, source in zip(paths(tree), tree.scores.tolist(), tree.sources.tolist(), strict=True):
+            best[path] = max(score, best.get(path, 0))
+            first.setdefault(path, tree.source_names[source])
+    union = DraftTree.fuse([one, other]).checked()
+    assert paths(union) == list(first)
+    assert union.scores.tolist() == list(best.values())
+    assert [union.source_names[source] for source in union.sources.tolist()] == list(first.values())
+
+
+@given(trees(), SCORES, st.integers(-2, 14))
+def test_the_best_nodes_come_best_first_and_the_earlier_among_equals(tree, scores, count):
+    falling = []
+    for parent, score in zip(tree.parents.tolist(), scores, strict=False):
+        falling.append(score if parent == ROOT else min(score, falling[parent]))
+    tree = scored(tree, falling)
+    best = tree.best(count).checked()
+    order = sorted(range(len(tree)), key=lambda node: (-falling[node], node))[: max(count, 0)]
+    assert best.scores.tolist() == [falling[node] for node in order]
+    assert paths(best) == [paths(tree)[node] for node in order]
+
+
+@given(trees(), st.integers(0, 14))
+def test_what_is_kept_of_a_tree_keeps_its_draws(tree, count):
+    drawn = DraftTree(tree.token_ids, tree.parents, draws=np.tile(np.arange(len(tree))[::-1], 2))
+    head = drawn.head(count).checked()
+    assert head.draws.tolist() == [node for node in drawn.draws.tolist() if node < max(count, 0)]
+    assert head.drawn_below(ROOT) == [node for node in drawn.drawn_below(ROOT) if node < count]
+
+
+def test_a_chain_below_a_node_is_chosen_not_drawn():
+    laws = np.full((5, 20), 0.05, np.float32)
+    tree = DraftTree(
+        FORK.token_ids, FORK.parents, [0.5] * 5, draft_probs=laws, draws=np.array([4, 0, 1, 3, 2])
+    )
+    longer = tree.followed_by(DraftTree.chain([14, 15, 2], [0.75, 0.5, 0.25]), 0).checked()
+    assert paths(longer) == [*paths(tree), (11, 14, 15), (11, 14, 15, 2)]
+    assert longer.scores.tolist() == [*tree.scores.tolist(), 0.25, 0.125]
+    assert longer.draws.tolist() == [4, 0, 1, 3, 2, 5, 6]
+    assert np.array_equal(longer.draft_probs, np.concatenate([laws, np.eye(20, dtype=np.float32)[[15, 2]]]))
+    assert tree.followed_by(DraftTree.chain([7], [0.75]), ROOT).scores[-1] == 0.75
+
+
+def test_an_index_out_of_range_is_named_with_what_it_may_be():
+    with pytest.raises(ConfigError, match=r"sources \[0, 2\] must be 0 to 1"):
+        DraftTree([4, 5], [-1, 0], sources=[0, 2], source_names=("a", "b")).checked()
+    with pytest.raises(ConfigError, match=r"draws \[0, 2\] must be 0 to 1"):
+        DraftTree([4, 5], [-1, 0], draws=np.array([0, 2])).checked()
+
+
 MALFORMED = {
     "its own parent": DraftTree([4], [0]),
     "a cycle": DraftTree([4, 5], [1, 0]),
