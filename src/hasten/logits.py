@@ -84,6 +84,9 @@ class Logits:
         self._top: Tokens | None = None
         self._candidates: TopCandidates | None = None
         self._drawn: tuple[Draw, Tokens] | None = None
+        self.hidden: dict[int, torch.Tensor] = {}
+        """[rows, hidden] of each layer that the pass was asked for, counted as transformers counts hidden
+        states: 0 is what the first layer is given, the last is what the head reads"""
 
     @staticmethod
     def of(logits: LogitRows) -> Logits:

@@ -13,9 +13,11 @@ from adversaries import VOCAB, trees
 from conftest import build_model
 from hasten.core import Acceptance
 from hasten.errors import ConfigError, ModelError
+from hasten.logits import GREEDY
 from hasten.models.llamacpp.library import PASS_TOKENS
 from hasten.models.llamacpp.session import GgufSession, with_at_most
 from hasten.models.llamacpp.target import GgufLM
+from hasten.models.sessions.session import find
 from hasten.tree import ROOT, DraftTree
 from histories import RunningRows
 
@@ -291,3 +293,10 @@ def test_the_threads_are_those_of_torch(target):
         assert session._context._num_threads == 2
     finally:
         torch.set_num_threads(1)
+
+
+def test_hidden_states_are_refused_by_name(target):
+    session = target.open()
+    session.prefill([[5, 6, 7]])
+    with pytest.raises(ConfigError, match="GgufSession gives no hidden states"):
+        find(session, [DraftTree()], [GREEDY], 0, [1])

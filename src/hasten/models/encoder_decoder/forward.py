@@ -30,6 +30,7 @@ class Seq2SeqForward(Forward):
 
     can_pack_prompts = False  # texts in one row would share a source
     _prefix = "decoder_"
+    _hidden_name = "decoder_hidden_states"
     _sources: _Sources | None = None
     _output_class: type[Any] = BaseModelOutput
 

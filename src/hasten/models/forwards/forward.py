@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from hasten.core import TopCandidates
-from hasten.errors import ModelError
+from hasten.errors import ConfigError, ModelError
 from hasten.logits import Draw, Logits, ask_all
 from hasten.models.sessions.attention import AdditiveMask, TreeMask
 
@@ -39,6 +39,8 @@ class Asked(NamedTuple):
     """how each row's tokens are drawn; None where that takes the logits as a whole"""
     top_k: int = 0
     """candidates"""
+    hidden: AbstractSequence[int] = ()
+    """layers whose hidden states are asked for; see Logits.hidden"""
 
 
 class Forward:
@@ -54,6 +56,8 @@ class Forward:
     """whether several prompts may lie in one row of a pass"""
     _prefix = ""
     """what the names of the text's own arguments begin with"""
+    _hidden_name = "hidden_states"
+    """of the text, in what the model returns"""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -96,6 +100,28 @@ class Forward:
             return logits[:, columns]
         return logits
 
+    @torch.inference_mode()
+    def with_hidden(
+        self,
+        token_ids: NDArray[np.int64],
+        position_ids: NDArray[np.int64] | None,
+        attention_mask: Mask,
+        cache: Any | None,
+        layers: AbstractSequence[int],
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Logits [batch, tokens, vocab], and the hidden states [batch, tokens, hidden] of these layers.
+
+        By the modules, in any case. Raises ConfigError for layers that the model does not have, and
+        ModelError for a model that does not tell its hidden states.
+        """
+        arguments = self._arguments(position_ids, attention_mask, cache) | {"output_hidden_states": True}
+        output = self._run(torch.from_numpy(token_ids).to(self.device), arguments)
+        states = getattr(output, self._hidden_name, None)
+        if states is None:
+            raise ModelError(f"{type(self.model).__name__} does not tell its hidden states")
+        check_layers(layers, len(states))
+        return output.logits, [states[layer] for layer in layers]
+
     def find(
         self,
         token_ids: NDArray[np.int64],
@@ -105,8 +131,16 @@ class Forward:
         asked: Asked,
     ) -> list[Logits]:
         """As a call, and what is asked for of the logits of each row of the batch."""
-        logits = self(token_ids, position_ids, attention_mask, cache)
+        states: list[torch.Tensor] = []
+        if asked.hidden:
+            passed = (token_ids, position_ids, attention_mask, cache)
+            logits, states = self.with_hidden(*passed, asked.hidden)
+        else:
+            logits = self(token_ids, position_ids, attention_mask, cache)
         found = [Logits(of_row[tokens]) for of_row, tokens in zip(logits, asked.tokens, strict=True)]
+        for row, (one, tokens) in enumerate(zip(found, asked.tokens, strict=True)):
+            of_row = [of_layer[row, tokens] for of_layer in states]
+            one.hidden = dict(zip(asked.hidden, of_row, strict=True))
         if self.device.type != "cpu":
             ask_all(found, asked.draws, asked.top_k)
         return found
@@ -186,6 +220,13 @@ class Forward:
 
     def _run(self, token_ids: torch.Tensor, arguments: dict[str, Any]) -> Any:
         return self.model(token_ids, **arguments)
+
+
+def check_layers(layers: AbstractSequence[int], count: int) -> None:
+    """Raises ConfigError for one that is not among 0 .. count - 1."""
+    wrong = next((layer for layer in layers if not 0 <= layer < count), None)
+    if wrong is not None:
+        raise ConfigError(f"the model has hidden states 0 to {count - 1}, so not those of layer {wrong}")
 
 
 def vocab_size_of(model: Any) -> int:

@@ -10,7 +10,7 @@ Three ways to forget rejected tokens, from fast to slow:
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator
+from collections.abc import Generator, Sequence as AbstractSequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from hasten.core import Acceptance, TopCandidates
-from hasten.logits import top_candidates
+from hasten.logits import Draw, Logits, ask_all, top_candidates
 from hasten.models.forwards.forward import PREFILL_CHUNK, Forward, Kept, among, join_candidates
 from hasten.models.sessions.session import Candidates, Positions, Reading, ReadsAtOnce, RowCache
 from hasten.models.sessions.slot_cache import SlotCache
@@ -66,6 +66,22 @@ class ChainSession(ReadsAtOnce):
 
     def forward(self, trees: list[DraftTree]) -> list[torch.Tensor]:
         return [row.forward(tree.token_ids.tolist()) for row, tree in zip(self._rows, trees, strict=True)]
+
+    def find(
+        self,
+        trees: list[DraftTree],
+        draws: AbstractSequence[Draw | None],
+        top_k: int = 0,
+        want_hidden: AbstractSequence[int] = (),
+    ) -> list[Logits]:
+        """See FindingSession."""
+        found = [
+            row.find(tree.token_ids.tolist(), want_hidden)
+            for row, tree in zip(self._rows, trees, strict=True)
+        ]
+        if found and found[0].whole().device.type != "cpu":
+            ask_all(found, draws, top_k)
+        return found
 
     def keep(self, acceptances: list[Acceptance]) -> None:
         for row, acceptance in zip(self._rows, acceptances, strict=True):
@@ -141,12 +157,25 @@ class _Row:
         return join_candidates(pieces)
 
     def forward(self, chain: list[int]) -> torch.Tensor:
+        return self._run(*self._begin(chain))[-1 - len(chain) :]
+
+    def find(self, chain: list[int], want_hidden: AbstractSequence[int]) -> Logits:
+        if not want_hidden:
+            return Logits(self.forward(chain))
+        logits, states = self._forward.with_hidden(*self._pass_over(*self._begin(chain)), want_hidden)
+        found = Logits(logits[0, -1 - len(chain) :])
+        of_row = [of_layer[0, -1 - len(chain) :] for of_layer in states]
+        found.hidden = dict(zip(want_hidden, of_row, strict=True))
+        return found
+
+    def _begin(self, chain: list[int]) -> tuple[list[int], int]:
+        """The tokens of the pass that verifies a chain, and the position of the first."""
         self._num_drafted = len(chain)
         if self._cache is None:
-            return self._run([*self._text, *chain], 0)[-1 - len(chain) :]
+            return [*self._text, *chain], 0
         if self._rollback == "snapshot" and chain:
             self._snapshot = [_save(layer) for layer in self._cache.layers]
-        return self._run([self._text[-1], *chain], len(self._text) - 1)
+        return [self._text[-1], *chain], len(self._text) - 1
 
     def keep(self, acceptance: Acceptance) -> None:
         num_rejected = self._num_drafted - len(acceptance.path)
@@ -160,8 +189,10 @@ class _Row:
         self._text += acceptance.token_ids
 
     def _run(self, token_ids: list[int], start: int, logits_to_keep: Kept = 0) -> torch.Tensor:
-        positions = np.arange(start, start + len(token_ids))[None]
-        return self._forward(np.asarray([token_ids]), positions, None, self._cache, logits_to_keep)[0]
+        return self._forward(*self._pass_over(token_ids, start), logits_to_keep)[0]
+
+    def _pass_over(self, token_ids: list[int], start: int) -> tuple[Any, Any, None, Any]:
+        return np.asarray([token_ids]), np.arange(start, start + len(token_ids))[None], None, self._cache
 
 
 def _save(layer: Any) -> Any:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from hasten.core import Acceptance, TopCandidates
+from hasten.errors import ConfigError
 from hasten.logits import Draw, Logits, ask_all
 from hasten.tree import DraftTree
 
@@ -160,9 +161,17 @@ class FindingSession(Session, Protocol):
     """A session whose passes find what is wanted of the logits while they compute them."""
 
     def find(
-        self, trees: list[DraftTree], draws: AbstractSequence[Draw | None], top_k: int = 0
+        self,
+        trees: list[DraftTree],
+        draws: AbstractSequence[Draw | None],
+        top_k: int = 0,
+        want_hidden: AbstractSequence[int] = (),
     ) -> list[Logits]:
-        """As ``forward``. The draws are those of every row's tree; ``top_k`` candidates are asked for."""
+        """As ``forward``. The draws are those of every row's tree; ``top_k`` candidates are asked for.
+
+        Args:
+            want_hidden: layers whose hidden states come along (``Logits.hidden``).
+        """
         ...
 
 
@@ -173,11 +182,23 @@ def _finds(kind: type) -> bool:
 
 
 def find(
-    session: Session, trees: list[DraftTree], draws: AbstractSequence[Draw | None], top_k: int = 0
+    session: Session,
+    trees: list[DraftTree],
+    draws: AbstractSequence[Draw | None],
+    top_k: int = 0,
+    want_hidden: AbstractSequence[int] = (),
 ) -> list[Logits]:
-    """One pass of any session. A device that computes beside the host has to be waited for afterwards."""
+    """One pass of any session. A device that computes beside the host has to be waited for afterwards.
+
+    Raises ConfigError for a session that does not see the hidden states that are wanted.
+    """
     if _finds(type(session)):
-        return session.find(trees, draws, top_k)  # type: ignore[attr-defined, no-any-return]
+        return session.find(trees, draws, top_k, want_hidden)  # type: ignore[attr-defined, no-any-return]
+    if want_hidden:
+        raise ConfigError(
+            f"{type(session).__name__} gives no hidden states (layers {list(want_hidden)} were asked for); "
+            "load a transformers checkpoint, or choose something that reads logits only"
+        )
     logits = [Logits(rows) for rows in session.forward(trees)]
     if logits[0].whole().device.type != "cpu":
         ask_all(logits, draws, top_k)

@@ -107,10 +107,14 @@ class SharedPrefixSession(ReadsAtOnce):
         return self._rows.forward(trees)
 
     def find(
-        self, trees: list[DraftTree], draws: AbstractSequence[Draw | None], top_k: int = 0
+        self,
+        trees: list[DraftTree],
+        draws: AbstractSequence[Draw | None],
+        top_k: int = 0,
+        want_hidden: AbstractSequence[int] = (),
     ) -> list[Logits]:
         """See FindingSession."""
-        return self._rows.find(trees, draws, top_k)
+        return self._rows.find(trees, draws, top_k, want_hidden)
 
     def keep(self, acceptances: list[Acceptance]) -> None:
         self._rows.keep(acceptances)

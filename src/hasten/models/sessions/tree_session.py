@@ -233,12 +233,16 @@ class TreeSession(ReadsAtOnce):
         return [logits[row, : len(block.token_ids)] for row, block in enumerate(blocks)]
 
     def find(
-        self, trees: list[DraftTree], draws: AbstractSequence[Draw | None], top_k: int = 0
+        self,
+        trees: list[DraftTree],
+        draws: AbstractSequence[Draw | None],
+        top_k: int = 0,
+        want_hidden: AbstractSequence[int] = (),
     ) -> list[Logits]:
         """See FindingSession."""
         blocks = self._blocks(trees)
         tokens = [slice(len(block.token_ids)) for block in blocks]
-        return self._forward.find(*self._place(blocks), self._cache, Asked(tokens, draws, top_k))
+        return self._forward.find(*self._place(blocks), self._cache, Asked(tokens, draws, top_k, want_hidden))
 
     def _blocks(self, trees: list[DraftTree]) -> list[Block]:
         return [

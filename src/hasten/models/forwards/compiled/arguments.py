@@ -82,6 +82,10 @@ class Call(NamedTuple):
     """rows whose logits are asked for"""
     keeps_logits: bool
     """whether they are left in ``Scratch.logits``"""
+    hidden_layers: Ints
+    """layers whose hidden states are asked for: what they are given; of one too many, what the head reads"""
+    hidden: Floats
+    """[such layers, rows, hidden]: where they are left"""
     is_only_head: bool
     """whether the layers of this very call have been computed already"""
     caches: Ints

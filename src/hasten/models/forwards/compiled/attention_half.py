@@ -37,6 +37,7 @@ def attention(thread, num_threads, phase, layer, model, call, scratch):
     norms, matrices = model.norms[layer], model.matrices[layer]
     phase = barrier(scratch.arrivals, num_threads, phase)
     first, last = share(count, 1, thread, num_threads)
+    copy_hidden(layer, first, last, size, call, scratch)
     for row in range(first, last):
         pack_norm(thread, model, norms[BEFORE_ATTENTION], scratch, row, scratch.x, row, count, size)
         if model.is_parallel:
@@ -58,6 +59,16 @@ def attention(thread, num_threads, phase, layer, model, call, scratch):
     first, last = multiply_share(thread, num_threads, matrix, 1, model, scratch.x, count, inner, scratch.wide)
     after = norms[AFTER_ATTENTION]
     return add_half(thread, num_threads, phase, matrix, after, first, last, model, call, scratch)
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def copy_hidden(layer, first, last, size, call, scratch):
+    """What a layer is given in rows first .. last - 1, where that is asked for."""
+    stay_apart()
+    for place in range(len(call.hidden_layers)):
+        if call.hidden_layers[place] == layer:
+            for row in range(first, last):
+                call.hidden[place, row] = scratch.residual[row * size : (row + 1) * size]
 
 
 @numba.njit(nogil=True, error_model="numpy")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence as AbstractSequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from hasten.models.forwards.compiled.memory import new_scratch
 from hasten.models.forwards.compiled.products import LANES
 from hasten.models.forwards.compiled.thread_pool import thread_pool
 from hasten.models.forwards.compiled.tiles import DTYPES, TiledEmbedding, TiledLinear, Tiles, num_tiles
-from hasten.models.forwards.forward import Asked, Forward, Kept, Mask, columns_kept
+from hasten.models.forwards.forward import Asked, Forward, Kept, Mask, check_layers, columns_kept
 from hasten.models.sessions.attention import AttentionKinds, TreeMask
 from hasten.models.sessions.slot_cache import SlotCache
 
@@ -265,15 +265,22 @@ class CompiledModel:
         for row, tokens in zip(is_wanted, asked.tokens, strict=True):
             row[tokens] = True
         keeps_logits = self._is_read or None in asked.draws
-        call, _ = self._call(token_ids, position_ids, mask, cache, is_wanted, keeps_logits=keeps_logits)
+        check_layers(asked.hidden, len(self._model.layers) + 1)
+        inputs = (token_ids, position_ids, mask, cache, is_wanted)
+        call, _ = self._call(*inputs, keeps_logits=keeps_logits, hidden=asked.hidden)
         counts = is_wanted.sum(axis=1).tolist()
         search = search_for(asked.draws, counts, asked.top_k, self._vocab_size)
         found = self._compute(call, search)
-        places = itertools.pairwise([0, *itertools.accumulate(counts)])
-        return [
+        places = list(itertools.pairwise([0, *itertools.accumulate(counts)]))
+        logits = [
             found_by(search, found, slice(*place), draw, partial(self._read, call, *place))
             for place, draw in zip(places, asked.draws, strict=True)
         ]
+        if asked.hidden:
+            states = torch.from_numpy(call.hidden[:, call.wanted]).to(self._dtype)
+            for one, place in zip(logits, places, strict=True):
+                one.hidden = dict(zip(asked.hidden, states[:, slice(*place)], strict=True))
+        return logits
 
     def _call(
         self,
@@ -284,6 +291,7 @@ class CompiledModel:
         is_wanted: NDArray[np.bool_],
         *,
         keeps_logits: bool,
+        hidden: AbstractSequence[int] = (),
     ) -> tuple[Call, NDArray[np.int64]]:
         """A pass, and which tokens [batch * tokens] its rows are: all but padding, which sees nothing."""
         batch, width = token_ids.shape
@@ -308,6 +316,8 @@ class CompiledModel:
             first_positions=mask.kinds.first_positions(positions),
             wanted=wanted,
             keeps_logits=keeps_logits,
+            hidden_layers=np.array(hidden, np.int64),
+            hidden=np.empty((len(hidden), len(rows), self._model.hidden_size), np.float32),
             is_only_head=False,
             caches=addresses,
             angles=self._angles,

@@ -24,7 +24,7 @@ from hasten.models.forwards.compiled.layer_parts import (
 from hasten.models.forwards.compiled.linear import multiply, share
 from hasten.models.forwards.compiled.machine import barrier, read, sources_digest, stay_apart
 from hasten.models.forwards.compiled.products import LANES
-from hasten.models.forwards.compiled.rows import activate, pack, packed_start, tanh
+from hasten.models.forwards.compiled.rows import activate, norm, pack, packed_start, tanh
 from hasten.models.forwards.compiled.sight import write_sight
 
 GROUP_TILES = GROUP // LANES
@@ -56,6 +56,8 @@ def _run(thread, num_threads, model, call, scratch, search, found):
             phase = _mlp(thread, num_threads, phase, layer, model, call, scratch)
     size, num_wanted = model.hidden_size, len(call.wanted)
     phase = barrier(scratch.arrivals, num_threads, phase)
+    first, last = share(count, 1, thread, num_threads)
+    _hidden_of_head(first, last, model, call, scratch)
     first, last = share(num_wanted, 1, thread, num_threads)
     for index in range(first, last):
         row = call.wanted[index]
@@ -83,6 +85,28 @@ def _embed(model, token, residual, row):
     for place in range(size):
         at = start + place // width * width * LANES + place % width
         residual[row * size + place] = scale * read(model.weights, at)
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _hidden_of_head(first, last, model, call, scratch):
+    """What the head reads of rows first .. last - 1, where that is asked for."""
+    stay_apart()
+    size, eps = model.hidden_size, np.float32(model.eps)
+    for place in range(len(call.hidden_layers)):
+        if call.hidden_layers[place] == len(model.layers):
+            for row in range(first, last):
+                out = call.hidden[place, row]
+                norm(
+                    model.norm_kind,
+                    scratch.residual,
+                    row * size,
+                    size,
+                    model.vectors,
+                    model.last_norm,
+                    eps,
+                    out,
+                    0,
+                )
 
 
 @numba.njit(nogil=True, error_model="numpy")
