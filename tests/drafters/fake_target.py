@@ -38,7 +38,9 @@ class FakeTarget:
 
     def synchronize(self) -> None: ...
 
-    def reading(self, prompts: list[list[int]], top_k: int = 0, positions: object = None):
+    def reading(
+        self, prompts: list[list[int]], top_k: int = 0, positions: object = None, known: object = None
+    ):
         self.texts = [list(prompt) for prompt in prompts]
         yield sum(map(len, prompts))
         return [None] * len(prompts)

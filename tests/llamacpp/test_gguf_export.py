@@ -217,5 +217,5 @@ def test_without_the_package_the_remedy_is_named(tmp_path, monkeypatch):
         return plain_import(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", no_gguf)
-    with pytest.raises(MissingExtra, match="llamacpp"):
+    with pytest.raises(MissingExtra, match="pip install gguf"):
         export_gguf(build_model("llama", torch.float32), None, tmp_path / "m.gguf")

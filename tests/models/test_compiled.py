@@ -34,7 +34,7 @@ from hasten.models.forwards.compiled.tiles import TiledEmbedding, TiledLinear
 from hasten.models.forwards.forward import Forward
 from hasten.models.forwards.packed import can_pack, largest_linear
 from hasten.models.forwards.stand_in import StandIn, restore
-from hasten.models.sessions.attention import additive_mask
+from hasten.models.sessions.attention import AttentionKinds, additive_mask
 from hasten.models.sessions.slot_cache import SlotCache
 
 
@@ -83,14 +83,15 @@ def test_layers_of_one_model_attend_differently(name, monkeypatch):
     forward = compiled(name)
     text = text_of(forward, 40)
     expected = last_logits(forward, text)
+    first_positions = AttentionKinds.first_positions
     for chosen in (0, 1):
-        mask = forward.mask
+
+        def alike(kinds, positions, chosen=chosen):
+            found = first_positions(kinds, positions)
+            return np.broadcast_to(found[chosen], found.shape).copy()
+
         with monkeypatch.context() as patch:
-            patch.setattr(
-                forward,
-                "mask",
-                lambda v, mask=mask, chosen=chosen: mask(dict.fromkeys(v, [*v.values()][chosen])),
-            )
+            patch.setattr(AttentionKinds, "first_positions", alike)
             with pytest.raises(AssertionError):
                 assert_close(last_logits(forward, text), expected, 1e-2)
 
