@@ -14,7 +14,7 @@ from conftest import build_model
 from hasten.core import Acceptance
 from hasten.errors import ConfigError, ModelError
 from hasten.logits import GREEDY
-from hasten.models.llamacpp.library import PASS_TOKENS
+from hasten.models.llamacpp.library import PASS_TOKENS, LlamaContext
 from hasten.models.llamacpp.session import GgufSession, with_at_most
 from hasten.models.llamacpp.target import GgufLM
 from hasten.models.sessions.session import find
@@ -124,6 +124,39 @@ def test_any_history_of_trees_leaves_the_logits_of_a_fresh_prefill(target, plain
 def test_rows_join_leave_and_fork(target, plain, seed):
     RunningRows(lambda prompts: target.open(), lambda text, row: plain(text), NOISE).wander(seed)
     assert target._free
+
+
+def test_rows_join_where_others_left_and_fork_where_they_are(target, plain, monkeypatch):
+    """Nobody else's text is copied, and no context made, as long as there is room."""
+    session = target.open()
+    session.prefill(PROMPTS)
+    others = [target.open() for _ in range(3)]
+    for other, text in zip(others, ([30, 31, 32], [40, 41], [50]), strict=True):
+        other.prefill([text])
+    context, saved = session._context, []
+    monkeypatch.setattr(target, "open_context", None)
+    original = LlamaContext.saved
+    monkeypatch.setattr(LlamaContext, "saved", lambda self, one: saved.append(one) or original(self, one))
+    session.select([2, 0])
+    session.join(others[0])
+    session.select([2, 0])
+    session.join(others[1])
+    session.select([1, 2, 1])
+    texts = [list(PROMPTS[2]), [40, 41], list(PROMPTS[2])]
+    assert session._context is context
+    assert len(saved) == 2
+    for _ in range(3):
+        trees = [DraftTree([3, 4, 5], [ROOT, ROOT, 0]), DraftTree(), DraftTree([6, 7], [ROOT, ROOT])]
+        check_step(plain, session, texts, trees)
+        keep(session, texts, trees, lambda tree: len(tree) - 1)
+    monkeypatch.undo()
+    for text in ([60], [61, 62], [63]):  # more than there is room for
+        other = target.open()
+        other.prefill([text])
+        session.join(other)
+        texts.append(list(text))
+    assert session._context is not context
+    check_step(plain, session, texts, [DraftTree([3, 4], [ROOT, ROOT])] * 6)
 
 
 def test_many_rejected_nodes_leave_no_trace_and_no_place_taken(target, plain):

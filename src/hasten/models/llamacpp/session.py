@@ -69,7 +69,7 @@ class GgufSession(ReadsAtOnce):
         self._lengths = lengths
         self._most_leaves = self._max_leaves = max_leaves
         self._drafts = drafts
-        self._max_nodes = 0
+        self._num_places = self._tree_tokens = 0
         self._rows: list[_Row] = []
         self._lease: Lease | None = None
 
@@ -77,6 +77,11 @@ class GgufSession(ReadsAtOnce):
     def _context(self) -> LlamaContext:
         assert self._lease is not None
         return self._lease.context
+
+    @property
+    def _max_nodes(self) -> int:
+        """of a row's tree"""
+        return max(0, self._tree_tokens - 1)
 
     def reading(
         self,
@@ -96,19 +101,20 @@ class GgufSession(ReadsAtOnce):
         wanted = [np.arange(len(text)) for text in texts] if positions is None else positions
         return (yield from self._cache_prompts(texts, top_k, wanted))
 
-    def _move_into(self, lengths: list[int]) -> None:
-        """A new context, for texts that may become so long and their trees."""
+    def _move_into(self, lengths: list[int], *, spare: bool = False) -> None:
+        """A new context, for texts that may become so long and their trees; ``spare``: and for some more."""
         batch = len(lengths)
         if batch > MAX_SEQUENCES:
             raise ConfigError(
                 f"a batch of {batch} texts is too large for llama.cpp, which holds at most {MAX_SEQUENCES}; "
                 "lower batch_size"
             )
-        self._max_leaves = min(self._most_leaves, MAX_SEQUENCES // batch)
-        tree_tokens = max(_ROW_TREE_TOKENS, TREE_TOKENS // batch)
-        self._max_nodes = tree_tokens - 1
-        num_tokens = sum(lengths) + batch * tree_tokens
-        self._lease = self._open_context(num_tokens, batch * self._max_leaves)
+        self._num_places = 1 << (batch - 1).bit_length() if spare else batch
+        self._max_leaves = min(self._most_leaves, MAX_SEQUENCES // self._num_places)
+        self._tree_tokens = max(_ROW_TREE_TOKENS, TREE_TOKENS // self._num_places)
+        num_tokens = sum(lengths) + self._num_places * self._tree_tokens
+        num_tokens += sum(lengths) // 2 if spare else 0
+        self._lease = self._open_context(num_tokens, self._num_places * self._max_leaves)
 
     def _cache_prompts(self, texts: list[list[int]], top_k: int, wanted: Positions) -> Reading:
         """All texts end to end, and what all of them begin with once."""
@@ -196,33 +202,54 @@ class GgufSession(ReadsAtOnce):
             row.keep(acceptance)
 
     def select(self, rows: list[int]) -> None:
-        if len(set(rows)) < len(rows):
-            self._take_over([self._rows[row] for row in rows])
-            return
         for index, row in enumerate(self._rows):
             if index not in rows:
                 row.clear()
-        self._rows = [self._rows[row] for row in rows]
+        chosen = [self._rows[row] for row in rows]
+        self._rows = list(dict.fromkeys(chosen))  # in places of their own already
+        forks = [row for place, row in enumerate(chosen) if row in chosen[:place]]
+        places = self._free_places(forks)
+        if places is None:
+            self._take_over(chosen)
+            return
+        made = iter([row.fork(place, self._max_leaves) for row, place in zip(forks, places, strict=True)])
+        self._rows = [next(made) if row in chosen[:at] else row for at, row in enumerate(chosen)]
         if not rows:
             self.close()
 
     def join(self, other: GgufSession) -> None:
         if not other._rows:
             return
-        if self._rows:
-            self._take_over([*self._rows, *other._rows])
-            other.close()
+        if not self._rows:
+            self.close()
+            self._rows, self._lease = other._rows, other._lease
+            self._max_leaves, self._tree_tokens = other._max_leaves, other._tree_tokens
+            self._num_places = other._num_places
+            other._rows, other._lease = [], None
             return
-        self.close()
-        self._rows, self._lease = other._rows, other._lease
-        self._max_leaves, self._max_nodes = other._max_leaves, other._max_nodes
-        other._rows, other._lease = [], None
+        places = self._free_places(other._rows)
+        if places is None:
+            self._take_over([*self._rows, *other._rows])
+        else:
+            for row, place in zip(other._rows, places, strict=True):
+                self._rows.append(row.moved(self._context, place, self._max_leaves, row.saved()))
+        other.close()
+
+    def _free_places(self, rows: list[_Row]) -> list[int] | None:
+        """Where these rows may go beside those that are here; None where there is no room for all of them."""
+        taken = {row.base // self._max_leaves for row in self._rows}
+        free = [place for place in range(self._num_places) if place not in taken]
+        every = [*self._rows, *rows]
+        num_tokens = sum(row.room for row in every) + len(every) * self._tree_tokens
+        if len(rows) > len(free) or (rows and num_tokens > self._context.num_tokens):
+            return None
+        return free[: len(rows)]
 
     def _take_over(self, rows: list[_Row]) -> None:
         """Copies of these rows, of any contexts, in a new one."""
         former = self._lease
         states = [row.saved() for row in rows]
-        self._move_into([row.room for row in rows])
+        self._move_into([row.room for row in rows], spare=True)
         self._rows = [
             row.moved(self._context, place, self._max_leaves, state)
             for place, (row, state) in enumerate(zip(rows, states, strict=True))
@@ -303,6 +330,12 @@ class _Row:
         if state is not None:
             context.restore(moved.base, state)
         return moved
+
+    def fork(self, place: int, num_sequences: int) -> _Row:
+        """The same text again in the same context, whose tokens both share."""
+        forked = self.moved(self._context, place, num_sequences, None)
+        self._context.share(self.base, forked.base, 0, self.length)
+        return forked
 
     def clear(self) -> None:
         for place, known in enumerate(self._known):
