@@ -72,7 +72,8 @@ def complaints(passed: Iterable[str], absent: Mapping[str, str]) -> list[str]:
 def reasons(skipped: Iterable[pytest.TestReport | pytest.CollectReport]) -> Counter[str]:
     """Why tests were skipped, and how many each; a file that was skipped as a whole counts as one."""
     texts = (str(report.longrepr[2]) for report in skipped if isinstance(report.longrepr, tuple))
-    return Counter(text.removeprefix("Skipped: ").split(": No module named")[0] for text in texts)
+    first = (text.removeprefix("Skipped: ").partition("\n")[0] for text in texts)
+    return Counter(line.split(": No module named")[0] for line in first)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
