@@ -23,7 +23,7 @@ from hasten.bench.peers import dejavuu, llamacpp
 from hasten.bench.runner import BenchConfig
 from hasten.core import SamplingParams
 from hasten.errors import ConfigError, ModelError
-from hasten.models.llamacpp import library as llama_library
+from hasten.models.llamacpp import interface as llama_interface
 
 NAMES = [name for name, baseline in BASELINES.items() if baseline.is_peer]
 # Of dejavuu's many methods the ordinary suite runs the one that stands for it.
@@ -67,7 +67,7 @@ def prompt(stock: Any) -> list[int]:
 
 @pytest.fixture
 def no_packages(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    known = (llama_library.bindings, dejavuu._library)
+    known = (llama_interface.bindings, dejavuu._library)
     for one in known:
         one.cache_clear()
     with monkeypatch.context() as patch:
@@ -125,7 +125,7 @@ def test_prompts_longer_than_a_pass_and_than_the_context(
     peer: Callable[[str], Method], stock: Any, prompt: list[int], name: str
 ) -> None:
     params = SamplingParams(max_new_tokens=6, ignore_eos=True)
-    long = (prompt * 60)[: llama_library.PASS_TOKENS + 40]
+    long = (prompt * 60)[: llama_interface.PASS_TOKENS + 40]
     [expected] = TransformersMethod("hf", *stock).answer([long], params).token_ids
     assert peer(name).answer([long], params).token_ids == [expected]
     assert peer(name).answer([(prompt * 120)[:2100]], params).num_tokens == 6

@@ -212,14 +212,14 @@ def test_options_that_a_file_decides_are_refused(gguf_file, tmp_path):
 
 
 def test_without_llama_cpp_the_remedy_is_named(gguf_file, monkeypatch):
-    from hasten.models.llamacpp import library as llama_library
+    from hasten.models.llamacpp import interface as llama_interface
 
-    llama_library.bindings.cache_clear()
+    llama_interface.bindings.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "llama_cpp", None)
     with pytest.raises(MissingExtra, match=r"hasten\[llamacpp\]"):
         hasten.load(gguf_file("llama"))
     monkeypatch.undo()
-    llama_library.bindings.cache_clear()
+    llama_interface.bindings.cache_clear()
 
 
 def test_the_policy_finds_small_trees_where_rows_are_dear():

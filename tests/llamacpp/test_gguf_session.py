@@ -14,7 +14,7 @@ from conftest import build_model
 from hasten.core import Acceptance
 from hasten.errors import ConfigError, ModelError
 from hasten.logits import GREEDY
-from hasten.models.llamacpp.library import PASS_TOKENS, LlamaContext
+from hasten.models.llamacpp.interface import PASS_TOKENS, LlamaContext
 from hasten.models.llamacpp.session import GgufSession, with_at_most
 from hasten.models.llamacpp.target import GgufLM
 from hasten.models.sessions.session import find
@@ -254,16 +254,16 @@ def test_candidates_of_a_prompt_are_those_of_every_position(target, plain, monke
 
 
 def test_what_all_prompts_begin_with_is_cached_once(target, monkeypatch):
-    from hasten.models.llamacpp import library as llama_library
+    from hasten.models.llamacpp import interface as llama_interface
 
     counts = []
-    run = llama_library.LlamaContext.run
+    run = llama_interface.LlamaContext.run
 
     def counting(self, token_ids, *others):
         counts.append(len(token_ids))
         return run(self, token_ids, *others)
 
-    monkeypatch.setattr(llama_library.LlamaContext, "run", counting)
+    monkeypatch.setattr(llama_interface.LlamaContext, "run", counting)
     prefix = list(range(30))
     target.open().prefill([[*prefix, 40, 41], [*prefix, 50], [*prefix, 60, 61, 62]])
     assert sum(counts) == 30 + 1 + 0 + 2

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from hasten.errors import MissingExtra
-from hasten.models.llamacpp.library import bindings
+from hasten.models.llamacpp.interface import bindings
 
 
 def test_the_error_says_what_compiling_needs(monkeypatch):

@@ -22,7 +22,7 @@ from hasten.bench.methods import Answer
 from hasten.core import SamplingParams
 from hasten.errors import ModelError
 from hasten.models.llamacpp.export import export_gguf
-from hasten.models.llamacpp.library import PASS_TOKENS, LlamaFile, bindings
+from hasten.models.llamacpp.interface import PASS_TOKENS, LlamaFile, bindings
 
 LOOKUP_TOKENS = {"cpu": 2, "cuda": 10}
 """kind of device -> tokens to look up for a pass, as the package's documentation recommends"""

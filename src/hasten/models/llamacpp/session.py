@@ -19,7 +19,7 @@ from hasten.core import Acceptance, TopCandidates
 from hasten.errors import ConfigError
 from hasten.logits import top_candidates
 from hasten.models.forwards.forward import PREFILL_CHUNK, join_candidates
-from hasten.models.llamacpp.library import MAX_SEQUENCES, LlamaContext
+from hasten.models.llamacpp.interface import MAX_SEQUENCES, LlamaContext
 from hasten.models.sessions.chain_session import best_chain
 from hasten.models.sessions.session import Positions, Reading, ReadsAtOnce, RowCache
 from hasten.tree import ROOT, DraftTree

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from hasten.core import Sequence
 from hasten.errors import ConfigError, ModelError
-from hasten.models.llamacpp.library import PASS_TOKENS, LlamaContext, LlamaFile, bindings
+from hasten.models.llamacpp.interface import PASS_TOKENS, LlamaContext, LlamaFile, bindings
 from hasten.models.llamacpp.session import GgufSession, Lease
 from hasten.models.llamacpp.tokenizer import GgufTokenizer
 from hasten.models.probe import Mode, ProbeResult, probe

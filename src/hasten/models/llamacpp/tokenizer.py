@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from hasten.errors import ModelError
-from hasten.models.llamacpp.library import LlamaFile, bindings
+from hasten.models.llamacpp.interface import LlamaFile, bindings
 
 _ROLES = ("bos", "eos", "pad", "mask")
 
